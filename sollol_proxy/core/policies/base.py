@@ -1,0 +1,168 @@
+"""What a policy is, and the adapter for policies that price one job at a time.
+
+A policy plans: it is shown the first waiting jobs in queue order and all routable hosts, busy
+ones included, and says which jobs go where now. Who is not in the plan waits. Eligibility is
+not its business: the scheduler checks every decision and refuses a plan that overruns a slot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from random import Random
+from typing import ClassVar, Protocol
+
+from sollol_proxy.core.types import (
+    Candidate,
+    Cost,
+    Decision,
+    HostSpec,
+    HostState,
+    InstalledModel,
+    Job,
+    ResidentModel,
+)
+
+
+class HostView(Protocol):
+    """What a policy may see of a host: live, and read-only to it."""
+
+    @property
+    def spec(self) -> HostSpec:
+        """What the configuration says."""
+
+    @property
+    def state(self) -> HostState:
+        """Healthy or probation; others are not shown to a policy."""
+
+    @property
+    def in_flight(self) -> int:
+        """Jobs running there that hold a slot."""
+
+    @property
+    def installed(self) -> Mapping[str, InstalledModel]:
+        """Models on disk by canonical name."""
+
+    @property
+    def resident(self) -> Mapping[str, ResidentModel]:
+        """Models in memory by canonical name, those a job in flight is loading included."""
+
+    @property
+    def success_ratio(self) -> float | None:
+        """Decayed share of attempts that ended well; None before the first."""
+
+    def slots(self, model: str) -> int:
+        """Jobs the host runs at once for this model."""
+
+    def free_slots(self, model: str) -> int:
+        """Slots for this model that are free now."""
+
+    def is_eligible(self, job: Job) -> bool:
+        """Whether the host may take the job at all: routable, has the model, not excluded."""
+
+    def first_token_s(self, model: str, prompt_tokens: int) -> float | None:
+        """Expected seconds from start to first token with the model loaded; None = not known."""
+
+    def decode_tokens_per_s(self, model: str) -> float | None:
+        """Learnt output speed; None = not known."""
+
+
+class Policy(Protocol):
+    """Plans which waiting jobs go to which hosts now."""
+
+    name: ClassVar[str]
+
+    def plan(self, waiting: Sequence[Job], hosts: Sequence[HostView], now: float) -> list[Decision]:
+        """Decisions for jobs that start now, each naming a job of `waiting` at most once."""
+
+
+class PerJob:
+    """Gives each job, in queue order, the cheapest host with a free slot.
+
+    Subclasses write `cost`. Hosts that hold the model in memory come before hosts that would
+    have to load it, whatever the cost says: a load delays everybody behind it on that host. Ties
+    go to a random one of the cheapest, so equal hosts share evenly and a host that has come back
+    is used again.
+    """
+
+    name: ClassVar[str] = ""
+
+    def __init__(self, rng: Random) -> None:
+        self._rng = rng
+
+    def cost(self, job: Job, host: HostView, hosts: Sequence[HostView], now: float) -> Cost:
+        """The price of giving `job` to `host`, which has a free slot; lower wins.
+
+        hosts: all that are eligible for the job, busy ones included, for comparison.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no cost")
+
+    def plan(self, waiting: Sequence[Job], hosts: Sequence[HostView], now: float) -> list[Decision]:
+        """One decision for each job that finds a free slot, in queue order."""
+        ledger = SlotLedger()
+        decisions = []
+        for job in waiting:
+            eligible = [host for host in hosts if host.is_eligible(job)]
+            free = [host for host in eligible if ledger.has_free(host, job)]
+            if not free:
+                continue
+            decision = self._choose(job, free, eligible, now)
+            ledger.take(decision.host_id, job)
+            decisions.append(decision)
+        return decisions
+
+    def _choose(
+        self, job: Job, free: Sequence[HostView], eligible: Sequence[HostView], now: float
+    ) -> Decision:
+        priced = [
+            (job.model not in host.resident, cost.total, self._rng.random(), host, cost)
+            for host in free
+            for cost in (self.cost(job, host, eligible, now),)
+        ]
+        priced.sort(key=lambda entry: entry[:3])
+        needs_load, _, _, host, cost = priced[0]
+        return Decision(
+            job_id=job.id,
+            host_id=host.spec.id,
+            policy=self.name,
+            cost=cost,
+            reason=self.reason(job, host, cost, needs_load=needs_load, others=len(priced) - 1),
+            runners_up=tuple(Candidate(entry[3].spec.id, entry[4]) for entry in priced[1:]),
+        )
+
+    def reason(self, job: Job, host: HostView, cost: Cost, *, needs_load: bool, others: int) -> str:
+        """One line that says why this host, for the header and the page."""
+        if not job.kind.takes_slot:
+            model = "answers without a slot"
+        elif needs_load:
+            model = "has to load the model"
+        else:
+            model = "holds the model"
+        compared = f"best of {others + 1} free" if others else "the only free host"
+        terms = ", ".join(term.text for term in cost.terms if term.text)
+        return f"{host.spec.id} {model}, {compared}" + (f": {terms}" if terms else "")
+
+
+class SlotLedger:
+    """Slots that a plan in the making has already spent, beside those in flight."""
+
+    def __init__(self) -> None:
+        self._taken: dict[str, dict[str, int]] = {}
+
+    def has_free(self, host: HostView, job: Job) -> bool:
+        """Whether the host still has a slot for the job; always, for jobs that take none."""
+        if not job.kind.takes_slot:
+            return True
+        taken = self._taken.get(host.spec.id)
+        if taken is None:
+            return host.free_slots(job.model) > 0
+        # Another model planned on this host may use up its bound on models, so once anything is
+        # planned there only the same model may be added; the next plan comes at once anyway.
+        if set(taken) != {job.model}:
+            return False
+        return host.free_slots(job.model) > taken[job.model]
+
+    def take(self, host_id: str, job: Job) -> None:
+        """Spend one slot."""
+        if job.kind.takes_slot:
+            taken = self._taken.setdefault(host_id, {})
+            taken[job.model] = taken.get(job.model, 0) + 1

@@ -1,0 +1,471 @@
+"""The records that travel between the rooms of the house. Frozen; enums are safe as labels.
+
+Suffixes carry the units: `_s` float seconds, `_bytes`, `_tokens`, `_ratio` (0 to 1). Times that
+end in `_s` and name an instant (`arrived_s`) are monotonic and never leave the process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from typing import TypeAlias
+
+
+class JobKind(StrEnum):
+    """What a request asks of a host, as far as scheduling cares."""
+
+    GENERATE = "generate"
+    EMBED = "embed"
+    TRANSCRIBE = "transcribe"
+    LOAD = "load"
+    """An empty prompt: bring the model into memory."""
+    UNLOAD = "unload"
+    """An empty prompt with `keep_alive: 0`."""
+    SHOW = "show"
+    """Reads what is on disk; loads nothing."""
+    OTHER = "other"
+    """Anything a host must answer in its own words: broken bodies, cloud models, missing models."""
+    PASS = "pass"
+    """A route we do not balance: the first host of the pool that is up, or has the model."""
+
+    @property
+    def takes_slot(self) -> bool:
+        """Whether the job occupies a runner of the host while it runs."""
+        return self in _TAKES_SLOT
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether only hosts that have the model can answer."""
+        return self not in _NEEDS_NO_MODEL
+
+
+_TAKES_SLOT = frozenset({JobKind.GENERATE, JobKind.EMBED, JobKind.TRANSCRIBE, JobKind.LOAD})
+
+_NEEDS_NO_MODEL = frozenset({JobKind.OTHER, JobKind.PASS})
+
+
+class TaskType(StrEnum):
+    """The founding documents' six task types."""
+
+    GENERATION = "generation"
+    EMBEDDING = "embedding"
+    CLASSIFICATION = "classification"
+    EXTRACTION = "extraction"
+    SUMMARIZATION = "summarization"
+    ANALYSIS = "analysis"
+
+
+class Complexity(StrEnum):
+    """How much work a request is likely to be."""
+
+    SIMPLE = "simple"
+    MEDIUM = "medium"
+    COMPLEX = "complex"
+
+
+class HostState(StrEnum):
+    """Where a host stands; see `core.health` for the transitions."""
+
+    UNKNOWN = "unknown"
+    """No probe has answered yet."""
+    HEALTHY = "healthy"
+    PROBATION = "probation"
+    """Back after failures: one trial job at a time until one has sent its first byte."""
+    EJECTED = "ejected"
+    """Out after failures; gets nothing."""
+    DRAINING = "draining"
+    """Finishes what it has, takes nothing new."""
+
+    @property
+    def is_routable(self) -> bool:
+        """Whether the host may be given jobs."""
+        return self in (HostState.HEALTHY, HostState.PROBATION)
+
+
+class Outcome(StrEnum):
+    """How a request ended. Closed list, used as a metrics label."""
+
+    COMPLETED = "completed"
+    CLIENT_GONE = "client_gone"
+    REJECTED_QUEUE_FULL = "rejected_queue_full"
+    REJECTED_BAD_REQUEST = "rejected_bad_request"
+    EXPIRED_IN_QUEUE = "expired_in_queue"
+    NO_HOST = "no_host"
+    NO_MODEL = "no_model"
+    """The configuration lets no host serve the model."""
+    UPSTREAM_REFUSED = "upstream_refused"
+    """The host said 4xx: the client's business, passed through."""
+    UPSTREAM_FAILED = "upstream_failed"
+    """No host gave an answer, or the last one's 5xx was passed through."""
+    UPSTREAM_BROKE = "upstream_broke"
+    """The answer began and did not end as its dialect ends: cut, error record, no last record."""
+    DRAINING = "draining"
+
+
+class AttemptResult(StrEnum):
+    """How one attempt at one host ended: what host health learns from it."""
+
+    COMPLETED = "completed"
+    CLIENT_GONE = "client_gone"
+    """The client left: neither good nor bad for the host."""
+    REFUSED = "refused"
+    """4xx, or a client error that Ollama dresses as 500: counts against nobody."""
+    MODEL_MISSING = "model_missing"
+    """404 for a model we thought was there: our inventory was stale."""
+    FAILED = "failed"
+    """5xx, or the connection ended before the first byte."""
+    UNREACHABLE = "unreachable"
+    """No connection."""
+    BROKE = "broke"
+    """Bytes came, and the body did not end as it should."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostSpec:
+    """What the configuration says about one host.
+
+    slots: jobs that one loaded model runs at once (Ollama's OLLAMA_NUM_PARALLEL, default 1).
+    model_slots: exceptions to `slots` by canonical model name.
+    max_models: different models in flight at once (OLLAMA_MAX_LOADED_MODELS: 3 on a CPU host
+        or a single GPU).
+    priority: the founding documents' host priority; 0 means preferred.
+    memory_bytes: memory that models can use; None = unknown, 0 = no GPU.
+    tasks: task types that this host is preferred for.
+    allow, deny: shell patterns over canonical model names; an empty `allow` allows all.
+    """
+
+    id: str
+    url: str
+    slots: int = 1
+    model_slots: Mapping[str, int] = field(default_factory=dict)
+    max_models: int = 3
+    priority: int = 1
+    labels: Mapping[str, str] = field(default_factory=dict)
+    memory_bytes: int | None = None
+    tasks: frozenset[TaskType] = frozenset()
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+
+    def may_serve(self, model: str) -> bool:
+        """Whether the configuration lets this host serve a canonical model name."""
+        if any(fnmatchcase(model, pattern) for pattern in self.deny):
+            return False
+        return not self.allow or any(fnmatchcase(model, pattern) for pattern in self.allow)
+
+
+@dataclass(frozen=True, slots=True)
+class InstalledModel:
+    """A model on a host's disk, from `/api/tags`.
+
+    name: canonical (see `ollama.names.canonical`). size_bytes: all layers, 0 when unknown.
+    """
+
+    name: str
+    digest: str = ""
+    size_bytes: int = 0
+    capabilities: frozenset[str] = frozenset()
+
+    @property
+    def is_embedder(self) -> bool:
+        """Whether Ollama runs it with one slot whatever OLLAMA_NUM_PARALLEL says."""
+        return "embedding" in self.capabilities
+
+
+@dataclass(frozen=True, slots=True)
+class ResidentModel:
+    """A model in a host's memory, from `/api/ps`.
+
+    context_length: tokens a slot holds; 0 when the host does not say (Ollama before 0.11).
+    size_vram_bytes: part of `size_bytes` on GPUs; 0 = CPU only.
+    """
+
+    name: str
+    digest: str = ""
+    size_bytes: int = 0
+    size_vram_bytes: int = 0
+    context_length: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HostReport:
+    """What one probe of one host brought.
+
+    ok: the host answered `/api/version` in time.
+    installed, resident: by canonical name; None = not asked, or no answer: keep what was known.
+    round_trip_s: of the version question.
+    """
+
+    host_id: str
+    ok: bool
+    detail: str = ""
+    round_trip_s: float | None = None
+    version: str = ""
+    installed: Mapping[str, InstalledModel] | None = None
+    resident: Mapping[str, ResidentModel] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a request's bytes say, before anybody decides anything.
+
+    model: canonical name; empty when the body names none or cannot be read.
+    model_as_written: the client's spelling.
+    stream: whether the answer comes record by record.
+    prompt_tokens_est: characters of all prompt text ÷ 4, images counted as 768 each.
+    output_limit_tokens: `num_predict`, `max_tokens` and the like; None = open.
+    messages: number of chat messages, 0 for a bare prompt.
+    is_cloud: the name asks for a model that Ollama's cloud serves.
+    """
+
+    kind: JobKind
+    model: str = ""
+    model_as_written: str = ""
+    stream: bool = False
+    task_type: TaskType = TaskType.GENERATION
+    prompt_tokens_est: int = 0
+    output_limit_tokens: int | None = None
+    messages: int = 0
+    body_bytes: int = 0
+    is_cloud: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What the scheduler knows about a request. No HTTP in it.
+
+    priority: 1 (batch) to 10 (critical).
+    deadline_s: instant after which waiting makes no sense; None = no limit.
+    excluded: hosts that failed this job; they do not get it again.
+    attempt: 1 for the first.
+    """
+
+    id: str
+    kind: JobKind
+    model: str
+    priority: int
+    arrived_s: float
+    deadline_s: float | None = None
+    task_type: TaskType = TaskType.GENERATION
+    complexity: Complexity = Complexity.SIMPLE
+    requires_gpu: bool = False
+    prompt_tokens_est: int = 0
+    output_limit_tokens: int | None = None
+    stream: bool = False
+    excluded: frozenset[str] = frozenset()
+    attempt: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One named part of a cost, with its value and a reason a person can read."""
+
+    name: str
+    value: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What it costs to give a job to a host; the lowest total wins.
+
+    total: finite and ≥ 0. Seconds for policies that predict time, else a plain number that the
+        policy's docstring explains.
+    score: the founding 0-to-hundreds view, higher is better; None where the policy has none.
+    """
+
+    total: float
+    terms: tuple[Term, ...] = ()
+    score: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A host that a policy looked at for a job, with what it would have cost."""
+
+    host_id: str
+    cost: Cost
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A job's host, and why. Headers, log fields and page rows come from this object.
+
+    waited_s: seconds the job stood in the queue (this attempt and those before).
+    runners_up: the other hosts that were considered, best first.
+    """
+
+    job_id: str
+    host_id: str
+    policy: str
+    cost: Cost
+    reason: str
+    runners_up: tuple[Candidate, ...] = ()
+    waited_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """Effect: open an attempt at `decision.host_id`."""
+
+    decision: Decision
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Effect: tell the job's client no.
+
+    outcome: rejected_queue_full, expired_in_queue, no_host, no_model or draining.
+    retry_after_s: when trying again is worth it, seconds ≥ 1.
+    """
+
+    job_id: str
+    outcome: Outcome
+    detail: str
+    retry_after_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeNow:
+    """Effect: ask this host how it is before its next regular probe."""
+
+    host_id: str
+
+
+Effect: TypeAlias = Dispatch | Refuse | ProbeNow
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """Measured facts of a finished attempt; None = the answer did not say.
+
+    prompt_tokens: as the host counts them, tokens it had cached included.
+    load_s: until a runner was ready. prefill_s, decode_s: prompt and output processing.
+    first_byte_s, total_s: from sending the request, as the proxy saw it.
+    """
+
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    load_s: float | None = None
+    prefill_s: float | None = None
+    decode_s: float | None = None
+    first_byte_s: float | None = None
+    total_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRecord:
+    """One request from arrival to end: a log line, metrics, a page row, `/sollol/requests/<id>`.
+
+    started_at: wall time, ISO 8601 UTC.
+    route: the table's path, `other` for unknown ones: bounded, so safe as a label.
+    status: what the client was told; 0 when it left before a status.
+    answered_by_host: False when the proxy itself made the answer.
+    failures: (host id, reason) of each attempt that was given up for another.
+    """
+
+    id: str
+    started_at: str
+    method: str
+    route: str
+    path: str
+    model: str
+    kind: JobKind
+    task_type: TaskType
+    complexity: Complexity
+    priority: int
+    outcome: Outcome
+    status: int
+    answered_by_host: bool
+    stream: bool = False
+    decision: Decision | None = None
+    failures: tuple[tuple[str, str], ...] = ()
+    attempts: int = 0
+    queue_s: float = 0.0
+    first_byte_s: float | None = None
+    total_s: float = 0.0
+    body_bytes_in: int = 0
+    body_bytes_out: int = 0
+    observation: Observation | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Count, mean, minimum and maximum of a series of durations, seconds."""
+
+    count: int
+    mean_s: float
+    min_s: float
+    max_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LearntRow:
+    """What was learnt of a task type and model: the founding `stats`."""
+
+    task_type: TaskType
+    model: str
+    total: Spread
+    output_tokens_mean: float | None
+    first_byte_s_mean: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class HostSnapshot:
+    """One host at one moment.
+
+    state_for_s: seconds since the state last changed.
+    in_flight_by_model: jobs running, by canonical model name.
+    resident, loading: canonical names in memory / being loaded by a job in flight.
+    round_trip_s: last probe. first_token_s: expected wait for the first token of a 256-token
+        prompt, from learnt speeds; None before anything was learnt.
+    success_ratio: decayed share of attempts that ended well; None before the first.
+    retry_in_s: seconds until an ejected host is tried again; None when it is not ejected.
+    """
+
+    spec: HostSpec
+    state: HostState
+    state_for_s: float
+    detail: str
+    version: str
+    in_flight: int
+    in_flight_by_model: Mapping[str, int]
+    installed: tuple[InstalledModel, ...]
+    resident: tuple[ResidentModel, ...]
+    loading: tuple[str, ...]
+    round_trip_s: float | None
+    first_token_s: float | None
+    decode_tokens_per_s: float | None
+    success_ratio: float | None
+    completed: int
+    failures: int
+    retry_in_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingJob:
+    """A job in the queue, as the page shows it."""
+
+    job: Job
+    waited_s: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The scheduler's state at one moment, for pages, JSON and metrics.
+
+    waiting_by_priority: number of waiting jobs for each priority that has any.
+    waiting: the first of them in queue order, bounded.
+    """
+
+    policy: str
+    hosts: tuple[HostSnapshot, ...]
+    waiting_total: int
+    waiting_by_priority: Mapping[int, int]
+    oldest_wait_s: float
+    waiting: tuple[WaitingJob, ...]
+    learnt: tuple[LearntRow, ...]
+    is_draining: bool = False

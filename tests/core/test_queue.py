@@ -1,0 +1,126 @@
+"""Order, places and deadlines of the waiting room."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sollol_proxy.core.queue import Queue
+from tests.core.builders import job
+
+AGEING_S = 60.0
+
+arrivals = st.lists(
+    st.tuples(st.integers(0, 3600), st.integers(1, 10), st.sampled_from("abc")),
+    min_size=1,
+    max_size=40,
+)
+
+
+def filled(rows: list[tuple[int, int, str]]) -> Queue:
+    queue = Queue(AGEING_S)
+    for number, (arrived_s, priority, model) in enumerate(rows):
+        queue.add(
+            job(f"j{number}", arrived_s=float(arrived_s), priority=priority, model=model),
+            float(arrived_s),
+        )
+    return queue
+
+
+def effective_priority(priority: int, arrived_s: float, now: float) -> float:
+    """The founding formula: one level for each minute waited."""
+    return priority + (now - arrived_s) / AGEING_S
+
+
+@given(rows=arrivals, later_s=st.integers(0, 7200))
+def test_queue_orders_by_effective_priority_whenever_it_is_asked(
+    rows: list[tuple[int, int, str]], later_s: int
+) -> None:
+    queue = filled(rows)
+    now = 3600.0 + later_s
+    effective = [effective_priority(j.priority, j.arrived_s, now) for j in queue]
+    assert all(a >= b - 1e-9 for a, b in pairwise(effective))
+
+
+@given(rows=arrivals, limit=st.integers(0, 50))
+def test_window_is_the_beginning_of_the_order(rows: list[tuple[int, int, str]], limit: int) -> None:
+    queue = filled(rows)
+    assert queue.window(limit) == list(queue)[:limit]
+
+
+@given(rows=arrivals, shut=st.sampled_from("abc"))
+def test_window_skips_closed_lanes_and_nothing_else(
+    rows: list[tuple[int, int, str]], shut: str
+) -> None:
+    queue = filled(rows)
+    window = queue.window(100, lambda lane: lane.model != shut)
+    assert window == [j for j in queue if j.model != shut]
+
+
+@given(rows=arrivals, data=st.data())
+def test_queue_keeps_the_order_of_the_rest_when_some_are_removed(
+    rows: list[tuple[int, int, str]], data: st.DataObject
+) -> None:
+    queue = filled(rows)
+    before = list(queue)
+    leaving = data.draw(st.sets(st.sampled_from([j.id for j in before])))
+    for job_id in leaving:
+        removed = queue.remove(job_id)
+        assert removed is not None
+        assert removed.id == job_id
+    assert list(queue) == [j for j in before if j.id not in leaving]
+    assert len(queue) == len(before) - len(leaving)
+
+
+@pytest.mark.parametrize(
+    ("older", "newer", "first"),
+    [
+        # The founding examples: priority 3 after two minutes is level with 5, and older.
+        ((3, 0.0), (5, 120.0), "older"),
+        ((2, 0.0), (5, 180.0), "older"),
+        ((3, 0.0), (5, 119.0), "newer"),
+        ((5, 0.0), (5, 0.0), "older"),
+        ((1, 0.0), (10, 540.0), "older"),
+        ((1, 0.0), (10, 539.0), "newer"),
+    ],
+)
+def test_queue_ages_by_one_level_a_minute(
+    older: tuple[int, float], newer: tuple[int, float], first: str
+) -> None:
+    queue = Queue(AGEING_S)
+    for name, (priority, arrived_s) in (("older", older), ("newer", newer)):
+        queue.add(job(name, priority=priority, arrived_s=arrived_s), arrived_s)
+    assert next(iter(queue)).id == first
+
+
+def test_queue_is_overdue_at_the_deadline_and_not_before() -> None:
+    queue = Queue(AGEING_S)
+    queue.add(job("a", deadline_s=10.0), 0.0)
+    queue.add(job("b", deadline_s=5.0), 0.0)
+    queue.add(job("c"), 0.0)
+    assert queue.next_deadline_s() == 5.0
+    assert queue.overdue(4.999) == []
+    assert [j.id for j in queue.overdue(5.0)] == ["b"]
+    queue.remove("b")
+    assert queue.next_deadline_s() == 10.0
+    queue.remove("a")
+    assert queue.next_deadline_s() is None
+    assert queue.overdue(1e9) == []
+
+
+def test_queue_keeps_the_time_waited_when_a_job_is_replaced() -> None:
+    queue = Queue(AGEING_S)
+    queue.add(job("a"), 3.0)
+    queue.replace(job("a", model="other:1"))
+    assert queue.waited_s("a", 10.0) == 7.0
+    assert [lane.model for lane in queue.lanes()] == ["other:1"]
+
+
+def test_queue_refuses_a_job_that_waits_already() -> None:
+    queue = Queue(AGEING_S)
+    queue.add(job("a"), 0.0)
+    with pytest.raises(ValueError, match="waits already"):
+        queue.add(job("a"), 1.0)
