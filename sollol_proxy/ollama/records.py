@@ -1,0 +1,216 @@
+"""What an answer's last bytes say: whether it ended as its dialect ends, and what was measured.
+
+`feed` is on the hot path and only counts and keeps a tail; everything is read once, at the end.
+A key such as `"total_duration":` in the tail is always a key: inside a JSON string its closing
+quote would have a backslash before it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any
+
+import orjson
+
+from sollol_proxy.core.types import JobKind, Observation
+from sollol_proxy.ollama.routes import Dialect, Route
+
+TAIL_BYTES = 16 * 1024
+"""Kept of an answer: the last record but for the `context` or the text in front of its metrics."""
+
+
+class BodyFormat(StrEnum):
+    """How an answer's body is cut into records."""
+
+    NDJSON = "ndjson"
+    SSE = "sse"
+    JSON = "json"
+    OTHER = "other"
+
+
+class Ending(StrEnum):
+    """How an answer with status 200 ended, its HTTP framing aside."""
+
+    COMPLETE = "complete"
+    ERROR_RECORD = "error_record"
+    """Its last record is an error: Ollama's way to fail after the status is out."""
+    UNFINISHED = "unfinished"
+    """No last record: the host gave up without a word."""
+
+
+_FORMATS = {
+    "application/x-ndjson": BodyFormat.NDJSON,
+    "text/event-stream": BodyFormat.SSE,
+    "application/json": BodyFormat.JSON,
+}
+
+_GENERATING = frozenset({"/api/generate", "/api/chat"})
+_PROGRESSING = frozenset({"/api/pull", "/api/push", "/api/create"})
+
+_METRIC = re.compile(
+    rb'"(total_duration|load_duration|prompt_eval_count|prompt_eval_duration|eval_count'
+    rb'|eval_duration)":(\d{1,19})(?=[,}])'
+)
+# Named events have their type in the data, which quotes cannot fake; `[DONE]` is a whole line.
+_DONE_LINES = (b"data: [DONE]", b"data:[DONE]")
+_LAST_TYPES: Mapping[str, bytes] = {
+    "/v1/messages": b'"type":"message_stop"',
+    "/v1/responses": b'"type":"response.completed"',
+}
+_DONE_ROUTES = frozenset({"/v1/chat/completions", "/v1/completions"})
+_ERROR_STARTS = (b'data: {"error":', b"event: error\n", b"event: response.failed\n")
+
+
+def body_format(content_type: str) -> BodyFormat:
+    """The format that a `Content-Type` header announces."""
+    return _FORMATS.get(content_type.partition(";")[0].strip().lower(), BodyFormat.OTHER)
+
+
+class BodyWatch:
+    """Watches one answer's body go by."""
+
+    __slots__ = ("_format", "_kind", "_route", "_tail", "bytes_seen", "chunks_seen")
+
+    def __init__(self, route: Route, kind: JobKind, fmt: BodyFormat) -> None:
+        self._route = route
+        self._kind = kind
+        self._format = fmt
+        self._tail = bytearray()
+        self.bytes_seen = 0
+        self.chunks_seen = 0
+
+    def feed(self, chunk: bytes) -> None:
+        """Count a chunk and remember its end. No parsing, and memory stays bounded."""
+        self.chunks_seen += 1
+        self.bytes_seen += len(chunk)
+        tail = self._tail
+        tail += chunk
+        if len(tail) > 2 * TAIL_BYTES:
+            del tail[:-TAIL_BYTES]
+
+    @property
+    def at_record_boundary(self) -> bool:
+        """Whether a further record could be written here: after a whole one, or at the start."""
+        if not self.bytes_seen:
+            return True
+        if self._format is BodyFormat.NDJSON:
+            return self._tail.endswith(b"\n")
+        return self._format is BodyFormat.SSE and self._tail.endswith((b"\n\n", b"\r\n\r\n"))
+
+    def ending(self) -> Ending:
+        """How the body ended. To be asked once its HTTP framing said that it is complete."""
+        if self._format is BodyFormat.OTHER:
+            return Ending.COMPLETE
+        if not self.bytes_seen:
+            return Ending.UNFINISHED
+        if self._format is BodyFormat.SSE:
+            return self._sse_ending()
+        record = self._last_record()
+        if record is not None and record.get("error"):
+            return Ending.ERROR_RECORD
+        return Ending.COMPLETE if self._is_last(record) else Ending.UNFINISHED
+
+    def observation(self) -> Observation:
+        """The measured facts in the last record; empty where the body did not end well."""
+        if self.ending() is not Ending.COMPLETE:
+            return Observation()
+        if self._route.dialect is Dialect.NATIVE:
+            return _native_observation(self._metrics(self._last_record()))
+        usage = self._usage()
+        return Observation(
+            prompt_tokens=_count(usage, "prompt_tokens", "input_tokens"),
+            output_tokens=_count(usage, "completion_tokens", "output_tokens"),
+        )
+
+    def _is_last(self, record: Mapping[str, Any] | None) -> bool:
+        """Whether a JSON record ends its answer. record: None = its start is not in the tail."""
+        if self._route.path in _PROGRESSING:
+            return record is not None and record.get("status") == "success"
+        if self._route.path not in _GENERATING or self._answers_with_one_object:
+            return True
+        # `_debug_render_only` answers with the prompt, and says "done":false.
+        has_said_done = record is not None and (record.get("done") or "_debug_info" in record)
+        return bool(has_said_done) or "total_duration" in self._metrics(record)
+
+    @property
+    def _answers_with_one_object(self) -> bool:
+        return self._kind in (JobKind.LOAD, JobKind.UNLOAD)
+
+    def _sse_ending(self) -> Ending:
+        event = self._last_event()
+        if event.startswith(_ERROR_STARTS):
+            return Ending.ERROR_RECORD
+        path = self._route.path
+        if path in _DONE_ROUTES and not self._answers_with_one_object:
+            is_last = event.startswith(_DONE_LINES)
+        else:
+            is_last = _LAST_TYPES.get(path, b"") in event
+        return Ending.COMPLETE if is_last else Ending.UNFINISHED
+
+    def _last_event(self) -> bytes:
+        text = bytes(self._tail).replace(b"\r\n", b"\n").strip(b"\n")
+        return text.rpartition(b"\n\n")[2]
+
+    def _last_line(self) -> bytes:
+        text = bytes(self._tail).rstrip(b"\r\n")
+        return text[text.rfind(b"\n") + 1 :] if self._format is BodyFormat.NDJSON else text
+
+    def _last_record(self) -> Mapping[str, Any] | None:
+        """The last JSON record; None when its start is gone, or it is no JSON object."""
+        try:
+            record = orjson.loads(self._last_line())
+        except orjson.JSONDecodeError:
+            return None
+        return record if isinstance(record, dict) else None
+
+    def _is_cut(self) -> bool:
+        """Whether the last record is longer than what was kept of it."""
+        kept = bytes(self._tail).rstrip(b"\r\n")
+        return self.bytes_seen > len(self._tail) and len(self._last_line()) == len(kept)
+
+    def _metrics(self, record: Mapping[str, Any] | None) -> Mapping[str, Any]:
+        """The counts and durations: from the record, or from the end of one that was cut."""
+        if record is not None:
+            return record
+        if not self._is_cut():
+            return {}
+        return {key.decode(): int(number) for key, number in _METRIC.findall(self._last_line())}
+
+    def _usage(self) -> Mapping[str, Any]:
+        """The last `usage` object of a `/v1` answer, which every shape has behind its text."""
+        start = self._tail.rfind(b'"usage":{')
+        if start < 0:
+            return {}
+        text = self._tail[start + len(b'"usage":') :].decode("utf-8", "replace")
+        try:
+            usage, _ = json.JSONDecoder().raw_decode(text)
+        except (ValueError, RecursionError):
+            return {}
+        return usage if isinstance(usage, dict) else {}
+
+
+def _native_observation(metrics: Mapping[str, Any]) -> Observation:
+    return Observation(
+        prompt_tokens=_count(metrics, "prompt_eval_count"),
+        output_tokens=_count(metrics, "eval_count"),
+        load_s=_seconds(metrics, "load_duration"),
+        prefill_s=_seconds(metrics, "prompt_eval_duration"),
+        decode_s=_seconds(metrics, "eval_duration"),
+    )
+
+
+def _count(values: Mapping[str, Any], *keys: str) -> int | None:
+    """The first of the keys that holds a count."""
+    for key in keys:
+        value = values.get(key)
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+            return value
+    return None
+
+
+def _seconds(values: Mapping[str, Any], key: str) -> float | None:
+    nanoseconds = _count(values, key)
+    return None if nanoseconds is None else nanoseconds / 1e9

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sollol_proxy.ollama.names import (
+    canonical,
+    canonical_pattern,
+    display,
+    is_cloud,
+    is_valid,
+    namespace,
+)
+
+PART = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,9}", fullmatch=True)
+WORDS = ("Tiny", "latest", "local", "cloud", "-cloud", "library", "registry.ollama.ai", "://")
+PIECES = st.lists(st.sampled_from([*WORDS, *"a:/ .@İ\u212a"]), max_size=9).map("".join)
+ANY_TEXT = st.text() | PIECES
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        "tiny",
+        "tiny:latest",
+        "library/tiny",
+        "registry.ollama.ai/library/tiny:latest",
+        "https://registry.ollama.ai/library/tiny",
+        "Tiny",
+        "tiny:LATEST",
+        "tiny:local",
+        "tiny:latest:local",
+        "  tiny\n",
+    ],
+)
+def test_canonical_is_the_same_for_all_spellings_of_one_model(spelling: str) -> None:
+    assert canonical(spelling) == "tiny:latest"
+    assert is_valid(spelling)
+    assert not is_cloud(spelling)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("", ""),
+        ("Qwen2.5-Coder:7B", "qwen2.5-coder:7b"),
+        ("other/Copy:V1", "other/copy:v1"),
+        ("example.com/library/x", "example.com/library/x:latest"),
+        ("localhost:5000/ns/x", "localhost:5000/ns/x:latest"),
+        ("x:cloud", "x:cloud"),
+        ("x:20b:cloud", "x:20b-cloud"),
+        ("x:20b-cloud", "x:20b-cloud"),
+        ("not/a/name/at/all", "not/a/name/at/all"),
+        ("A@sha256:B", "a@sha256:b"),
+    ],
+)
+def test_canonical_of_other_names(name: str, expected: str) -> None:
+    assert canonical(name) == expected
+
+
+@given(ANY_TEXT)
+def test_canonical_is_idempotent(name: str) -> None:
+    assert canonical(canonical(name)) == canonical(name)
+
+
+@given(ANY_TEXT)
+def test_display_is_idempotent_and_has_the_key_of_its_name(name: str) -> None:
+    assert display(display(name)) == display(name)
+    if name.isascii():
+        assert display(name).lower() == canonical(name)
+
+
+@given(PART, PART, st.booleans(), st.booleans(), st.booleans())
+def test_canonical_ignores_what_is_default(
+    model: str, tag: str, with_namespace: bool, with_host: bool, with_scheme: bool
+) -> None:
+    prefix = "library/" if with_namespace or with_host else ""
+    prefix = f"registry.ollama.ai/{prefix}" if with_host else prefix
+    prefix = f"http://{prefix}" if with_scheme and with_host else prefix
+    assert canonical(f"{prefix}{model}:{tag}") == canonical(f"{model}:{tag}")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("nosuch", "nosuch:latest"),
+        ("library/NoSuch", "NoSuch:latest"),
+        ("ns/Det:V2", "ns/Det:V2"),
+        ("Registry.Ollama.AI/Library/x:Tag", "x:Tag"),
+    ],
+)
+def test_display_keeps_case_and_drops_defaults(name: str, expected: str) -> None:
+    assert display(name) == expected
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        ":tag",
+        "x:",
+        "/x",
+        "a//x",
+        "-x",
+        "é",
+        ":local",
+        "n.s/x",
+        "h/n/m/x",
+        "x@sha256:ab",
+        "x:cloud:local",
+        "x:local:cloud",
+        "",
+        "a b",
+        "a" * 81,
+        f"x:{'t' * 81}",
+    ],
+)
+def test_name_is_invalid(name: str) -> None:
+    assert not is_valid(name)
+
+
+@pytest.mark.parametrize("name", ["a" * 80, "x.y:q4_K-M", "_x", "h.io:80/n-s/m.x:t", "x:cloud"])
+def test_name_is_valid(name: str) -> None:
+    assert is_valid(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("x:cloud", True),
+        ("ns/x:CLOUD", True),
+        ("gpt-oss:20b-cloud", True),
+        ("x:20b:cloud", True),
+        ("x-cloud", False),
+        ("x-cloud:7b", False),
+        ("x:cloudy", False),
+        ("cloud", False),
+        ("h:cloud/n/x", False),
+    ],
+)
+def test_name_asks_for_the_cloud(name: str, expected: bool) -> None:
+    assert is_cloud(name) is expected
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("x", "library"), ("ns/x:1", "ns"), ("", "library")]
+)
+def test_namespace_is_library_when_none_is_written(name: str, expected: str) -> None:
+    assert namespace(name) == expected
+
+
+@pytest.mark.parametrize(
+    ("pattern", "matches", "others"),
+    [
+        ("llama3", ["llama3:latest"], ["llama3:8b", "llama3.1:latest"]),
+        ("Llama3:8B", ["llama3:8b"], ["llama3:latest"]),
+        ("llama3*", ["llama3:latest", "llama3:8b", "llama3.1:70b"], ["llama:8b", "ns/llama3:8b"]),
+        ("llama3:*", ["llama3:latest", "llama3:8b"], ["llama3.1:8b"]),
+        ("qwen*:7b", ["qwen:7b", "qwen2.5:7b"], ["qwen:14b", "qwen2.5:latest"]),
+        ("qwen?", ["qwen2:latest", "qwen3:8b"], ["qwen:latest", "qwen25:latest"]),
+        ("*-embed", ["nomic-embed:latest", "nomic-embed:v1.5"], ["nomic-embed-text:latest"]),
+        ("library/phi*", ["phi3:mini"], ["ns/phi3:mini"]),
+        ("https://registry.ollama.ai/library/phi?", ["phi4:latest"], ["phi:latest"]),
+        ("ns/*", ["ns/x:latest"], ["x:latest"]),
+        ("*", ["x:latest", "ns/x:7b", "example.com/ns/x:7b"], []),
+        ("[lq]*:local", ["llama3:8b", "qwen3:latest"], ["phi:latest"]),
+    ],
+)
+def test_pattern_matches_canonical_names(
+    pattern: str, matches: list[str], others: list[str]
+) -> None:
+    key = canonical_pattern(pattern)
+    assert [name for name in matches + others if fnmatchcase(name, key)] == matches
+
+
+@given(PART, PART)
+def test_pattern_without_wildcards_is_the_name(model: str, tag: str) -> None:
+    assert canonical_pattern(f"{model}:{tag}") == canonical(f"{model}:{tag}")
+
+
+@pytest.mark.parametrize("piece", [":local", ":cloud", "a", "/", ":"])
+def test_name_is_not_taken_apart_when_it_is_too_long(piece: str) -> None:
+    name = "m" + piece * 1_000_000
+    assert canonical(name) == name
+    assert not is_valid(name)
