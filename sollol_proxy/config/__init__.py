@@ -1,0 +1,1 @@
+"""Configuration: the schema with every default, and the loader that names each mistake."""
