@@ -1,0 +1,131 @@
+"""Prometheus metrics, with bounded labels.
+
+Label values are routes of the table, hosts of the pool, or enums; never a model name or anything
+else that a client can invent.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from sollol_proxy.core.types import HostState, RequestRecord, Snapshot
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+"""From an embedding on a GPU to a long answer on a CPU."""
+
+
+class Metrics:
+    """One application's metrics, in a registry of their own.
+
+    The first six carry the names of the founding documents.
+    """
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = self._counter(
+            "sollol_requests", "Requests by route and HTTP status", "endpoint", "status"
+        )
+        self._latency = self._histogram(
+            "sollol_request_latency_seconds", "From arrival to the end of the answer", "endpoint"
+        )
+        self._host_latency_ms = self._gauge(
+            "sollol_host_latency_ms", "Expected first token of a 256-token prompt", "host"
+        )
+        self._host_success = self._gauge(
+            "sollol_host_success_rate", "Decayed share of attempts that ended well", "host"
+        )
+        self._host_failures = self._gauge_counter(
+            "sollol_worker_failures", "Attempts that failed by the host's fault", "host"
+        )
+        self._active = Gauge(
+            "sollol_active_requests", "Jobs in flight on all hosts", registry=self.registry
+        )
+        self._host_first_token = self._gauge(
+            "sollol_host_first_token_seconds", "Expected first token of a 256-token prompt", "host"
+        )
+        self._outcomes = self._counter(
+            "sollol_outcomes", "Requests by how they ended", "endpoint", "outcome"
+        )
+        self._first_byte = self._histogram(
+            "sollol_time_to_first_byte_seconds",
+            "From arrival to the answer's first byte",
+            "endpoint",
+        )
+        self._queue_wait = self._histogram(
+            "sollol_queue_wait_seconds", "Time in the queue, all attempts together", "priority"
+        )
+        self._queue_depth = self._gauge("sollol_queue_depth", "Jobs that wait", "priority")
+        self._attempts = self._counter(
+            "sollol_attempts", "Attempts by the host they ended on or failed at", "host", "result"
+        )
+        self._tokens = self._counter(
+            "sollol_tokens", "Tokens as hosts counted them", "host", "direction"
+        )
+        self._state = self._gauge(
+            "sollol_host_state", "1 for the state a host is in", "host", "state"
+        )
+        self._in_flight = self._gauge("sollol_in_flight", "Jobs in flight", "host")
+        self._slots = self._gauge("sollol_host_slots", "Jobs one model runs at once", "host")
+        self._resident = self._gauge("sollol_resident_models", "Models in memory", "host")
+        self._failures_seen: dict[str, int] = {}
+
+    def observe(self, record: RequestRecord) -> None:
+        """Count one finished request."""
+        route = record.route
+        self._requests.labels(route, str(record.status)).inc()
+        self._outcomes.labels(route, record.outcome.value).inc()
+        self._latency.labels(route).observe(record.total_s)
+        if record.first_byte_s is not None:
+            self._first_byte.labels(route).observe(record.first_byte_s)
+        if record.priority:
+            self._queue_wait.labels(str(record.priority)).observe(record.queue_s)
+        for host_id, _ in record.failures:
+            self._attempts.labels(host_id, "failed").inc()
+        if record.decision is None:
+            return
+        host_id = record.decision.host_id
+        if record.answered_by_host:
+            self._attempts.labels(host_id, "answered").inc()
+        if record.observation is not None:
+            for direction, tokens in (
+                ("prompt", record.observation.prompt_tokens),
+                ("output", record.observation.output_tokens),
+            ):
+                if tokens:
+                    self._tokens.labels(host_id, direction).inc(tokens)
+
+    def render(self, snapshot: Snapshot) -> bytes:
+        """The page, gauges set from a snapshot."""
+        self._active.set(sum(host.in_flight for host in snapshot.hosts))
+        for priority in range(1, 11):
+            depth = snapshot.waiting_by_priority.get(priority, 0)
+            self._queue_depth.labels(str(priority)).set(depth)
+        for host in snapshot.hosts:
+            host_id = host.spec.id
+            self._in_flight.labels(host_id).set(host.in_flight)
+            self._slots.labels(host_id).set(host.spec.slots)
+            self._resident.labels(host_id).set(len(host.resident))
+            if host.success_ratio is not None:
+                self._host_success.labels(host_id).set(host.success_ratio)
+            if host.first_token_s is not None:
+                self._host_first_token.labels(host_id).set(host.first_token_s)
+                self._host_latency_ms.labels(host_id).set(host.first_token_s * 1000)
+            for state in HostState:
+                self._state.labels(host_id, state.value).set(1 if host.state is state else 0)
+            counted = self._failures_seen.get(host_id, 0)
+            self._host_failures.labels(host_id).inc(host.failures - counted)
+            self._failures_seen[host_id] = host.failures
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, labels, registry=self.registry)
+
+    _gauge_counter = _counter
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(name, text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
+        return Histogram(name, text, labels, registry=self.registry, buckets=_SECONDS)

@@ -1,0 +1,128 @@
+"""Puts the application together: read it downwards, it is the way of a request.
+
+guard       who may call: Host and Origin
+rescue      exceptions become answers; the request's record is closed
+/sollol/*   ours: control
+the rest    the API table: merged reads, or forward to a host
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from ipaddress import ip_address
+from random import Random
+
+from aiohttp import web
+
+from sollol_proxy.config.schema import Config, split_listen
+from sollol_proxy.core.health import HealthRules
+from sollol_proxy.core.policies import make_policy
+from sollol_proxy.core.scheduler import Scheduler, SchedulerRules
+from sollol_proxy.metrics import Metrics
+from sollol_proxy.ollama.access import Access
+from sollol_proxy.ollama.routes import Plan, find
+from sollol_proxy.server import aggregate, control, forward, templates
+from sollol_proxy.server.answers import tidy_headers
+from sollol_proxy.server.dispatcher import Dispatcher
+from sollol_proxy.server.journal import Journal
+from sollol_proxy.server.probes import Probes
+from sollol_proxy.server.rescue import guard, rescue
+from sollol_proxy.server.services import SERVICES, Services
+from sollol_proxy.server.upstream import make_session
+
+
+def build_app(
+    config: Config,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    rng: Random | None = None,
+) -> web.Application:
+    """The application for a configuration; start and stop go by its `cleanup_ctx`.
+
+    clock: monotonic seconds. rng: breaks ties between hosts.
+
+    Raises:
+        ConfigError: the policy cannot be loaded, or the templates are missing.
+    """
+    rng = rng if rng is not None else Random()
+    policy = make_policy(config.policy, rng)
+
+    async def run_services(app: web.Application) -> AsyncIterator[None]:
+        specs = [host.spec() for host in config.hosts]
+        scheduler = Scheduler(specs, policy, _rules(config), rng=rng, now=clock())
+        session = make_session(config.limits.connect)
+        dispatcher = Dispatcher(scheduler, clock, lambda host_id: probes.ask_now(host_id))
+        probes = Probes(session, specs, config.probes, clock, dispatcher.report)
+        metrics = Metrics()
+        app[SERVICES] = Services(
+            config=config,
+            hosts={spec.id: spec for spec in specs},
+            access=_access(config),
+            session=session,
+            dispatcher=dispatcher,
+            probes=probes,
+            journal=Journal(config.limits.records, metrics, clock),
+            metrics=metrics,
+            clock=clock,
+        )
+        probes.start()
+        yield
+        await probes.stop()
+        dispatcher.close()
+        await session.close()
+
+    app = web.Application(middlewares=[guard, rescue], client_max_size=0)
+    app.cleanup_ctx.append(run_services)
+    app.on_response_prepare.append(tidy_headers)
+    templates.install(app, config.templates)
+    for method, path, handler in control.ROUTES:
+        app.router.add_route(method, path, handler)
+    app.router.add_route("*", "/sollol/{rest:.*}", control.unknown)
+    app.router.add_route("*", "/{path:.*}", by_table)
+    return app
+
+
+async def by_table(request: web.Request) -> web.StreamResponse:
+    """Answer by the API table; what it does not know goes to a host."""
+    route = find(request.method, request.rel_url.raw_path)
+    if route.plan is Plan.MERGE:
+        return await aggregate.handle(request, route)
+    return await forward.handle(request, route)
+
+
+def _rules(config: Config) -> SchedulerRules:
+    retries, queue = config.retries, config.queue
+    return SchedulerRules(
+        max_waiting=queue.max_waiting,
+        ageing_s=queue.ageing,
+        no_host_wait_s=queue.no_host_wait,
+        health=HealthRules(retries.eject_after, retries.backoff, retries.backoff_max),
+    )
+
+
+def _access(config: Config) -> Access:
+    address, _ = split_listen(config.listen)
+    return Access(
+        loopback_bound=_is_loopback(address),
+        origins=config.origins,
+        hostname=socket.gethostname(),
+        local_addresses=frozenset(_local_addresses()),
+    )
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
+
+
+def _local_addresses() -> set[str]:
+    """The machine's own addresses, as far as its name resolves to them."""
+    try:
+        infos = socket.getaddrinfo(socket.gethostname(), None)
+    except OSError:
+        return set()
+    return {str(info[4][0]) for info in infos}

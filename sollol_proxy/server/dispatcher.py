@@ -1,0 +1,231 @@
+"""Futures, one timer and leases around the `Scheduler`. Owns the clock.
+
+The scheduler decides in plain calls; here those who wait for a decision are woken, refusals
+become exceptions, and the slot of a job comes back when its `lease` block is left, whichever way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+
+from sollol_proxy.core.scheduler import Scheduler
+from sollol_proxy.core.types import (
+    AttemptResult,
+    Decision,
+    Dispatch,
+    Effect,
+    HostReport,
+    Job,
+    Observation,
+    Outcome,
+    ProbeNow,
+    Refuse,
+    Snapshot,
+)
+from sollol_proxy.errors import (
+    ClientGone,
+    Draining,
+    Expired,
+    NoHost,
+    NoModel,
+    QueueFull,
+    Refused,
+)
+
+_REFUSALS: dict[Outcome, type[Refused]] = {
+    Outcome.REJECTED_QUEUE_FULL: QueueFull,
+    Outcome.EXPIRED_IN_QUEUE: Expired,
+    Outcome.NO_HOST: NoHost,
+    Outcome.NO_MODEL: NoModel,
+    Outcome.DRAINING: Draining,
+}
+
+
+class Lease:
+    """A held slot: what was decided, and how the attempt went."""
+
+    def __init__(self, decision: Decision, on_first_byte: Callable[[], None]) -> None:
+        self.decision = decision
+        self._on_first_byte = on_first_byte
+        self.result: AttemptResult | None = None
+        self.observation: Observation | None = None
+        self.detail = ""
+
+    def first_byte(self) -> None:
+        """Tell the scheduler that a good answer has begun."""
+        self._on_first_byte()
+
+    def done(
+        self, result: AttemptResult, observation: Observation | None = None, detail: str = ""
+    ) -> None:
+        """Say how the attempt ended; without it the exception that leaves the block decides."""
+        self.result, self.observation, self.detail = result, observation, detail
+
+
+class Dispatcher:
+    """Runs a scheduler in an event loop.
+
+    clock: monotonic seconds. on_probe: called with a host id when the scheduler wants it asked.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        clock: Callable[[], float],
+        on_probe: Callable[[str], None],
+    ) -> None:
+        self._scheduler = scheduler
+        self._clock = clock
+        self._on_probe = on_probe
+        self._waiting: dict[str, asyncio.Future[Decision]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @asynccontextmanager
+    async def lease(self, job: Job) -> AsyncIterator[Lease]:
+        """Wait for a host and hold its slot for the block.
+
+        Leaving by cancellation or `ClientGone` counts as the client's leaving, by any other
+        exception as the host's failure, unless `Lease.done` said otherwise.
+
+        Raises:
+            Refused: the scheduler gave the job no host.
+        """
+        lease = Lease(await self._wait(job), lambda: self._first_byte(job.id))
+        try:
+            yield lease
+        except (asyncio.CancelledError, ClientGone):
+            lease.result = lease.result or AttemptResult.CLIENT_GONE
+            raise
+        finally:
+            self._finish(job.id, lease)
+
+    def report(self, report: HostReport) -> None:
+        """Pass a probe's result on."""
+        self._apply(self._scheduler.report(report, self._clock()))
+
+    def set_host_draining(self, host_id: str, is_draining: bool) -> None:
+        """Take a host out, or back in.
+
+        Raises:
+            KeyError: no host of that id.
+        """
+        self._apply(self._scheduler.set_host_draining(host_id, is_draining, self._clock()))
+
+    def lists(self, model: str) -> bool:
+        """Whether some host, up or down, is known to have the model."""
+        return self._scheduler.lists(model)
+
+    def routable(self) -> list[str]:
+        """Ids of the hosts that may be given jobs, in the order of the pool."""
+        return self._scheduler.routable()
+
+    def has_alternative(self, job: Job, host_id: str) -> bool:
+        """Whether another routable host could take the job."""
+        return self._scheduler.has_alternative(job, host_id)
+
+    def model_bytes(self, model: str) -> int:
+        """Size of a model on disk; 0 when unknown."""
+        return self._scheduler.model_bytes(model)
+
+    def snapshot(self) -> Snapshot:
+        """The scheduler's state now."""
+        return self._scheduler.snapshot(self._clock())
+
+    async def drain(self, limit_s: float) -> bool:
+        """Take nothing new and wait until all is done; False when the limit came first."""
+        self._scheduler.drain()
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Stop the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    async def _wait(self, job: Job) -> Decision:
+        future: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
+        self._waiting[job.id] = future
+        self._idle.clear()
+        try:
+            self._apply(self._scheduler.submit(job, self._clock()))
+            return await future
+        except asyncio.CancelledError:
+            self._give_up(job.id, self._waiting[job.id])
+            raise
+        finally:
+            del self._waiting[job.id]
+            self._check_idle()
+
+    def _give_up(self, job_id: str, future: asyncio.Future[Decision]) -> None:
+        """The client left while its job waited, or just when it got a host."""
+        if future.done() and not future.cancelled():
+            if future.exception() is not None:
+                return
+            effects = self._scheduler.finish(job_id, AttemptResult.CLIENT_GONE, self._clock())
+        else:
+            effects = self._scheduler.withdraw(job_id, self._clock())
+        self._apply(effects)
+
+    def _first_byte(self, job_id: str) -> None:
+        self._apply(self._scheduler.first_byte(job_id, self._clock()))
+
+    def _finish(self, job_id: str, lease: Lease) -> None:
+        effects = self._scheduler.finish(
+            job_id,
+            lease.result or AttemptResult.FAILED,
+            self._clock(),
+            observation=lease.observation,
+            detail=lease.detail,
+        )
+        self._apply(effects)
+        self._check_idle()
+
+    def _check_idle(self) -> None:
+        if not self._waiting and self._scheduler.idle:
+            self._idle.set()
+
+    def _apply(self, effects: Iterable[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Dispatch):
+                self._answer(effect.decision.job_id).set_result(effect.decision)
+            elif isinstance(effect, Refuse):
+                refusal = _REFUSALS[effect.outcome]
+                self._answer(effect.job_id).set_exception(
+                    refusal(effect.detail, retry_after_s=effect.retry_after_s)
+                )
+            elif isinstance(effect, ProbeNow):
+                self._on_probe(effect.host_id)
+        self._set_timer()
+
+    def _answer(self, job_id: str) -> asyncio.Future[Decision]:
+        """The future that takes a job's answer.
+
+        A waiter cancelled in this very tick sits in `_waiting` until its task runs, and its future
+        takes nothing more. Another one then keeps the answer for `_give_up` to undo.
+        """
+        future = self._waiting[job_id]
+        if future.cancelled():
+            future = self._waiting[job_id] = asyncio.get_running_loop().create_future()
+        return future
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        at_s = self._scheduler.next_timer_s()
+        if at_s is not None:
+            delay_s = max(0.0, at_s - self._clock())
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._apply(self._scheduler.tick(self._clock()))

@@ -1,0 +1,121 @@
+"""The record of one request in the making: a local of that request, frozen at its end."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from aiohttp import web
+
+from sollol_proxy.core.types import (
+    Complexity,
+    Decision,
+    Facts,
+    JobKind,
+    Observation,
+    Outcome,
+    RequestRecord,
+)
+from sollol_proxy.ollama.routes import Route
+from sollol_proxy.server import headers
+
+MAX_PATH_KEPT = 200
+MAX_MODEL_KEPT = 200
+"""Characters of a client's text that a record keeps: records must stay small."""
+
+
+@dataclass(slots=True)
+class Exchange:
+    """What is known of a request so far. `arrived_s` and the `_s` fields: monotonic clock."""
+
+    id: str
+    started_at: str
+    method: str
+    path: str
+    route: Route
+    arrived_s: float
+    facts: Facts = field(default_factory=lambda: Facts(kind=JobKind.OTHER))
+    complexity: Complexity = Complexity.SIMPLE
+    priority: int = 0
+    decision: Decision | None = None
+    attempts: int = 0
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    queue_s: float = 0.0
+    waiting_since_s: float | None = None
+    first_byte_s: float | None = None
+    bytes_out: int = 0
+    status: int = 0
+    answered_by_host: bool = False
+    outcome: Outcome = Outcome.CLIENT_GONE
+    detail: str = ""
+    observation: Observation | None = None
+
+    @classmethod
+    def begin(cls, request: web.BaseRequest, route: Route, now: float) -> Exchange:
+        """A request has arrived."""
+        return cls(
+            id=secrets.token_hex(8),
+            started_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            method=request.method,
+            path=request.rel_url.raw_path[:MAX_PATH_KEPT],
+            route=route,
+            arrived_s=now,
+        )
+
+    def start_waiting(self, now: float) -> None:
+        """The job joins the queue."""
+        self.waiting_since_s = now
+
+    def stop_waiting(self, now: float) -> None:
+        """The job has left the queue, with a host or without."""
+        if self.waiting_since_s is not None:
+            self.queue_s += max(0.0, now - self.waiting_since_s)
+            self.waiting_since_s = None
+
+    def routing_headers(self) -> Mapping[str, str]:
+        """What was decided so far, as response headers."""
+        return headers.routing(
+            self.id,
+            self.decision,
+            task_type=self.facts.task_type,
+            complexity=self.complexity,
+            priority=self.priority,
+            attempts=self.attempts,
+            queue_s=self.queue_s,
+        )
+
+    def close(self, now: float) -> RequestRecord:
+        """The record of the request as it stands now: final when it is over."""
+        waits_s = 0.0 if self.waiting_since_s is None else max(0.0, now - self.waiting_since_s)
+        facts = self.facts
+        return RequestRecord(
+            id=self.id,
+            started_at=self.started_at,
+            method=self.method,
+            route=self.route.path,
+            path=self.path,
+            model=(facts.model or facts.model_as_written)[:MAX_MODEL_KEPT],
+            kind=facts.kind,
+            task_type=facts.task_type,
+            complexity=self.complexity,
+            priority=self.priority,
+            outcome=self.outcome,
+            status=self.status,
+            answered_by_host=self.answered_by_host,
+            stream=facts.stream,
+            decision=self.decision,
+            failures=tuple(self.failures),
+            attempts=self.attempts,
+            queue_s=self.queue_s + waits_s,
+            first_byte_s=self.first_byte_s,
+            total_s=max(0.0, now - self.arrived_s),
+            body_bytes_in=facts.body_bytes,
+            body_bytes_out=self.bytes_out,
+            observation=self.observation,
+            detail=self.detail,
+        )
+
+
+EXCHANGE = web.RequestKey("exchange", Exchange)

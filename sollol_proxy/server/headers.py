@@ -1,0 +1,113 @@
+"""Headers on their way through: hop-by-hop out, routing metadata in. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from multidict import CIMultiDict
+
+from sollol_proxy.core.types import Complexity, Decision, TaskType
+
+PREFIX = "X-SOLLOL-"
+REQUEST_ID = "X-SOLLOL-Request-Id"
+PRIORITY = "X-SOLLOL-Priority"
+
+_HOP_BY_HOP = frozenset(
+    {
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+"""RFC 9110, 7.6.1, and the obsolete Proxy-Connection."""
+
+_NOT_FOR_HOSTS = frozenset({"host", "content-length", "expect", "origin"})
+"""Set anew for each host (Host, Content-Length), settled by us (Expect), or refused by a host
+that does not know the origin (Origin; the proxy has checked it)."""
+
+MAX_REASON = 300
+
+
+def for_host(headers: Iterable[tuple[str, str]]) -> CIMultiDict[str]:
+    """A client's headers as a host should see them: end-to-end ones, ours taken out."""
+    headers = list(headers)
+    dropped = _HOP_BY_HOP | _NOT_FOR_HOSTS | _named_by_connection(headers)
+    kept: CIMultiDict[str] = CIMultiDict()
+    for name, value in headers:
+        lowered = name.lower()
+        if lowered not in dropped and not lowered.startswith("x-sollol-"):
+            kept.add(name, value)
+    return kept
+
+
+def for_client(headers: Iterable[tuple[str, str]]) -> CIMultiDict[str]:
+    """A host's headers as the client should see them: end-to-end ones."""
+    headers = list(headers)
+    dropped = _HOP_BY_HOP | _named_by_connection(headers)
+    return CIMultiDict((name, value) for name, value in headers if name.lower() not in dropped)
+
+
+def routing(
+    request_id: str,
+    decision: Decision | None,
+    *,
+    task_type: TaskType,
+    complexity: Complexity,
+    priority: int,
+    attempts: int,
+    queue_s: float,
+) -> Mapping[str, str]:
+    """What was decided, as response headers. Queue time is in seconds."""
+    fields = {
+        REQUEST_ID: request_id,
+        "X-SOLLOL-Task-Type": task_type.value,
+        "X-SOLLOL-Complexity": complexity.value,
+        PRIORITY: str(priority),
+        "X-SOLLOL-Attempts": str(attempts),
+        "X-SOLLOL-Queue-Time": f"{queue_s:.3f}",
+    }
+    if decision is not None:
+        fields["X-SOLLOL-Host"] = printable(decision.host_id)
+        fields["X-SOLLOL-Policy"] = decision.policy
+        if decision.cost.score is not None:
+            fields["X-SOLLOL-Score"] = f"{decision.cost.score:.1f}"
+        elif decision.policy != "pass":
+            fields["X-SOLLOL-Cost"] = f"{decision.cost.total:.3f}"
+        fields["X-SOLLOL-Reason"] = printable(decision.reason)
+    return fields
+
+
+def printable(text: str) -> str:
+    """Text that may stand in a header: printable ASCII, bounded."""
+    safe = "".join(char if " " <= char <= "~" else "?" for char in text)
+    return safe if len(safe) <= MAX_REASON else safe[: MAX_REASON - 3] + "..."
+
+
+def split_query(raw_query: str) -> tuple[str, str | None]:
+    """The query without `priority`, its other parts untouched, and the last priority given."""
+    if "priority=" not in raw_query:
+        return raw_query, None
+    kept: list[str] = []
+    priority: str | None = None
+    for part in raw_query.split("&"):
+        name, equals, value = part.partition("=")
+        if equals and name == "priority":
+            priority = value
+        else:
+            kept.append(part)
+    return "&".join(kept), priority
+
+
+def _named_by_connection(headers: Iterable[tuple[str, str]]) -> frozenset[str]:
+    return frozenset(
+        token.strip().lower()
+        for name, value in headers
+        if name.lower() == "connection"
+        for token in value.split(",")
+    ) - {"close", "content-length", "content-type"}

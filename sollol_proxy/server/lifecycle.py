@@ -1,0 +1,203 @@
+"""From a configuration to a listening process and back: listen, signals, drain, exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import aiohttp
+import structlog
+from aiohttp import web
+
+from sollol_proxy import __version__, logs
+from sollol_proxy.config.schema import Config, split_listen
+from sollol_proxy.errors import ConfigError, ConfigProblem
+from sollol_proxy.server.app import build_app
+from sollol_proxy.server.services import SERVICES
+from sollol_proxy.server.upstream import MAX_HEADER_BYTES
+
+KEEP_ALIVE_S = 3600.0
+"""Ollama keeps idle connections for ever; an hour is longer than any client library does."""
+
+BACKLOG = 4096
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class ListenError(Exception):
+    """The address is taken or not ours; the message is one line for the operator."""
+
+
+async def serve(config: Config, *, ready: Callable[[str], None] | None = None) -> int:
+    """Listen until SIGTERM or SIGINT, then drain; the process's exit code.
+
+    ready: called once with the base URL when connections are accepted.
+
+    Raises:
+        ConfigError: the policy cannot be loaded, or a host is the proxy itself.
+    """
+    logs.configure(config.log)
+    address, port = split_listen(config.listen)
+    _refuse_loops(config, address, port)
+    app = build_app(config)
+    runner = make_runner(app)
+    await runner.setup()
+    with _stop_signals() as stopped:
+        return await _serve_until(stopped, config, app, runner, ready)
+
+
+async def _serve_until(
+    stopped: asyncio.Event,
+    config: Config,
+    app: web.Application,
+    runner: web.AppRunner,
+    ready: Callable[[str], None] | None,
+) -> int:
+    log = structlog.get_logger("sollol")
+    address, port = split_listen(config.listen)
+    try:
+        try:
+            url = await _listen(runner, address, port)
+        except ListenError as error:
+            sys.stderr.write(f"sollol-proxy: {error}\n")
+            return 1
+        log.info(
+            "listening",
+            url=url,
+            version=__version__,
+            policy=config.policy,
+            hosts=[host.id for host in config.hosts],
+        )
+        if ready is not None:
+            ready(url)
+        await stopped.wait()
+        return await _drain(app, runner, config.limits.drain)
+    finally:
+        await runner.cleanup()
+
+
+def make_runner(app: web.Application) -> web.AppRunner:
+    """The runner as production uses it.
+
+    `handler_cancellation` is off in aiohttp by default, and without it a client that leaves
+    during a long prefill would be noticed only at its host's first byte. Bodies are not decoded:
+    what a client has compressed is for the host to refuse, as Ollama does.
+    """
+    return web.AppRunner(
+        app,
+        handler_cancellation=True,
+        handle_signals=False,
+        access_log=None,
+        auto_decompress=False,
+        keepalive_timeout=KEEP_ALIVE_S,
+        shutdown_timeout=1.0,
+        max_line_size=MAX_HEADER_BYTES,
+        max_field_size=MAX_HEADER_BYTES,
+    )
+
+
+async def _listen(runner: web.AppRunner, address: str, port: int) -> str:
+    """Bind and accept.
+
+    Raises:
+        ListenError: with what to do about it.
+    """
+    site = web.TCPSite(runner, address, port, backlog=BACKLOG)
+    try:
+        await site.start()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ListenError(await _why_taken(address, port)) from error
+        reason = error.strerror or str(error)
+        raise ListenError(f"cannot listen on {_shown(address, port)}: {reason}") from error
+    bound = runner.addresses[0]
+    return f"http://{_shown(address, bound[1])}"
+
+
+async def _why_taken(address: str, port: int) -> str:
+    shown = _shown(address, port)
+    other = _shown(address, port + 1 if port < 65535 else port - 1)
+    if await _is_ollama(address, port):
+        return (
+            f"{shown} is taken by an Ollama of this machine: start that one with "
+            f"OLLAMA_HOST={other} and name it with --host http://{other}, "
+            f"or give the proxy another port with --listen"
+        )
+    return f"{shown} is taken by another program; give the proxy another port with --listen"
+
+
+async def _is_ollama(address: str, port: int) -> bool:
+    near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
+    timeout = aiohttp.ClientTimeout(total=1.0)
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=timeout) as session,
+            session.get(f"http://{_shown(near, port)}/") as response,
+        ):
+            return b"Ollama is running" in await response.content.read(100)
+    except (aiohttp.ClientError, TimeoutError, OSError):
+        return False
+
+
+@contextmanager
+def _stop_signals() -> Iterator[asyncio.Event]:
+    """An event for SIGTERM and SIGINT, from before the first connection is accepted.
+
+    The second signal has its usual effect: it ends a drain that takes too long.
+    """
+    loop = asyncio.get_running_loop()
+    stopped = asyncio.Event()
+
+    def stop() -> None:
+        stopped.set()
+        restore()
+
+    def restore() -> None:
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
+
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, stop)
+    try:
+        yield stopped
+    finally:
+        restore()
+
+
+async def _drain(app: web.Application, runner: web.AppRunner, limit_s: float) -> int:
+    """Not ready any more, no new connections; running answers may end."""
+    log = structlog.get_logger("sollol")
+    log.info("draining", limit_s=limit_s)
+    for site in list(runner.sites):
+        await site.stop()
+    is_done = await app[SERVICES].dispatcher.drain(limit_s)
+    if not is_done:
+        log.warning("answers were cut: the drain limit is over (limits.drain)", limit_s=limit_s)
+    return 0
+
+
+def _refuse_loops(config: Config, address: str, port: int) -> None:
+    """A host that is this very proxy would answer itself for ever.
+
+    Raises:
+        ConfigError: one of the hosts is.
+    """
+    own = {"127.0.0.1", "localhost", "::1", socket.gethostname().lower()}
+    if address not in ("0.0.0.0", "::"):
+        own = own | {address} if address in own else {address}
+    for index, host in enumerate(config.hosts):
+        parts = urlsplit(host.url)
+        if port and parts.port == port and (parts.hostname or "") in own:
+            message = f"{host.url} is the address the proxy itself listens on"
+            raise ConfigError(
+                [ConfigProblem("configuration", None, f"hosts[{index}].url", message)]
+            )
+
+
+def _shown(address: str, port: int) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"

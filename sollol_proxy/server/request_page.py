@@ -1,0 +1,189 @@
+"""What the page of one request shows: what was decided and why, its time, its facts.
+
+Pure, as `status` is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from sollol_proxy.core.types import Cost, Decision, RequestRecord
+from sollol_proxy.server.figures import NOTHING, count, duration, figure, share, size
+from sollol_proxy.server.links import LINKS, Links
+from sollol_proxy.server.request_row import Fact, RequestRow, Tone, price, request_row
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A stretch of a request's time. start, share: its place on the line, `0%` to `100%`."""
+
+    name: str
+    label: str
+    text: str
+    start: str
+    share: str
+
+
+@dataclass(frozen=True, slots=True)
+class TermCell:
+    """One part of a candidate's cost, with its reason."""
+
+    name: str
+    value: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateRow:
+    """A host that was considered. terms: in the order of the table's columns.
+
+    share: how near it came to the best one, `0%` to `100%`.
+    """
+
+    host: str
+    is_chosen: bool
+    score: str
+    share: str
+    terms: tuple[TermCell, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestView:
+    """Everything the page of one request shows. candidates: the chosen host first."""
+
+    is_running: bool
+    version: str
+    links: Links
+    row: RequestRow
+    heading: str
+    request_line: str
+    detail: str
+    policy: str
+    timeline: tuple[Segment, ...]
+    facts: tuple[Fact, ...]
+    columns: tuple[str, ...]
+    candidates: tuple[CandidateRow, ...]
+
+
+def request_view(record: RequestRecord, version: str, *, is_running: bool = False) -> RequestView:
+    """The page of one request.
+
+    is_running: the record is what is known so far; its outcome is not.
+    """
+    decision = record.decision
+    row = request_row(record)
+    if is_running:
+        reason = row.reason or "Not yet: the request is being read, or waits in the queue."
+        row = replace(row, outcome="running", tone=Tone.QUIET, reason=reason)
+    columns, candidates = _candidates(decision) if decision else ((), ())
+    return RequestView(
+        is_running=is_running,
+        version=version,
+        links=LINKS,
+        row=row,
+        heading=row.outcome.capitalize(),
+        request_line=f"{record.method} {record.path}",
+        # Without a decision the detail is the reason, and the row has it.
+        detail=record.detail if decision else "",
+        policy=decision.policy if decision else NOTHING,
+        timeline=_timeline(record, is_running=is_running),
+        facts=_facts(record, is_running=is_running),
+        columns=columns,
+        candidates=candidates,
+    )
+
+
+def _candidates(decision: Decision) -> tuple[tuple[str, ...], tuple[CandidateRow, ...]]:
+    priced = [(decision.host_id, decision.cost)]
+    priced += [(other.host_id, other.cost) for other in decision.runners_up]
+    columns = tuple(dict.fromkeys(term.name for _, cost in priced for term in cost.terms))
+    best = max((_worth(cost) for _, cost in priced), default=0.0)
+    return columns, tuple(
+        CandidateRow(
+            host=host,
+            is_chosen=place == 0,
+            score=price(cost),
+            share=share(_worth(cost), best),
+            terms=_term_cells(cost, columns),
+        )
+        for place, (host, cost) in enumerate(priced)
+    )
+
+
+def _worth(cost: Cost) -> float:
+    """A figure of which more is better; costs below a thousandth count as equally good."""
+    return 1 / max(cost.total, 1e-3) if cost.score is None else cost.score
+
+
+def _term_cells(cost: Cost, columns: Sequence[str]) -> tuple[TermCell, ...]:
+    terms = {term.name: term for term in cost.terms}
+    return tuple(
+        TermCell(name, figure(terms[name].value), terms[name].text)
+        if name in terms
+        else TermCell(name, NOTHING, "")
+        for name in columns
+    )
+
+
+def _timeline(record: RequestRecord, *, is_running: bool) -> tuple[Segment, ...]:
+    """Queue, then until the first byte, then the answer."""
+    marks = _marks(record, is_running=is_running)
+    whole = max(mark for mark in marks if not math.isnan(mark))
+    names = ("queue", "first", "answer")
+    labels = ("in the queue", "to the first byte", "answer")
+    return tuple(
+        Segment(
+            name=name,
+            label=label,
+            text=duration(end - start),
+            start=share(start, whole),
+            share=share(end - start, whole),
+        )
+        for name, label, start, end in zip(names, labels, marks, marks[1:], strict=False)
+    )
+
+
+def _marks(record: RequestRecord, *, is_running: bool) -> list[float]:
+    """Where the stretches begin and the last one ends, seconds since arrival.
+
+    What a running request has not reached yet begins now.
+    """
+    # A record is told of its time in the queue when that is over.
+    queue_s = record.total_s if is_running and record.decision is None else record.queue_s
+    first_s = record.first_byte_s
+    if first_s is None:
+        first_s = record.total_s if is_running else queue_s
+    return [0.0, queue_s, max(first_s, queue_s), record.total_s]
+
+
+def _facts(record: RequestRecord, *, is_running: bool) -> tuple[Fact, ...]:
+    seen = record.observation
+    answered_by = "the host" if record.answered_by_host else NOTHING if is_running else "the proxy"
+    no_status = "none yet" if is_running else "client left before one"
+    facts = [
+        Fact("Model", record.model or NOTHING),
+        Fact("Kind", record.kind),
+        Fact("Task type", record.task_type),
+        Fact("Complexity", record.complexity),
+        Fact("Priority", str(record.priority)),
+        Fact("Status", str(record.status) if record.status else no_status),
+        Fact("Answered by", answered_by),
+        Fact("Streamed", "yes" if record.stream else "no"),
+        Fact("Attempts", count(record.attempts)),
+        Fact("Body in", size(record.body_bytes_in)),
+        Fact("Body out", size(record.body_bytes_out)),
+    ]
+    if seen is None:
+        return tuple(facts)
+    speed = seen.output_tokens / seen.decode_s if seen.output_tokens and seen.decode_s else None
+    return (
+        *facts,
+        Fact("Prompt tokens", NOTHING if seen.prompt_tokens is None else count(seen.prompt_tokens)),
+        Fact("Output tokens", NOTHING if seen.output_tokens is None else count(seen.output_tokens)),
+        Fact("Loading", duration(seen.load_s)),
+        Fact("Prompt", duration(seen.prefill_s)),
+        Fact("Output", duration(seen.decode_s)),
+        Fact("Speed", NOTHING if speed is None else f"{figure(speed)} tokens/s"),
+    )

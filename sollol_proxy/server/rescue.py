@@ -1,0 +1,143 @@
+"""The middlewares: who may call, and what becomes of exceptions.
+
+This is the only place that maps our errors to statuses and texts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+import structlog
+from aiohttp import web
+
+from sollol_proxy.core.types import Outcome
+from sollol_proxy.errors import (
+    AttemptFailed,
+    BadRequest,
+    BodyTooLarge,
+    ClientGone,
+    Draining,
+    Expired,
+    NoHost,
+    NoModel,
+    QueueFull,
+    Refused,
+    SollolError,
+)
+from sollol_proxy.ollama import access, replies
+from sollol_proxy.ollama.replies import Reply
+from sollol_proxy.ollama.routes import Route, allowed_methods, find
+from sollol_proxy.server import headers
+from sollol_proxy.server.answers import add_headers, to_response
+from sollol_proxy.server.exchange import EXCHANGE, Exchange
+from sollol_proxy.server.services import SERVICES
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_log = structlog.get_logger("sollol")
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What an error means to a client. text: `{}` is the error's own message."""
+
+    status: int
+    outcome: Outcome
+    text: str = "{}"
+
+
+RULES: Mapping[type[SollolError], Rule] = {
+    BadRequest: Rule(400, Outcome.REJECTED_BAD_REQUEST),
+    BodyTooLarge: Rule(413, Outcome.REJECTED_BAD_REQUEST),
+    QueueFull: Rule(503, Outcome.REJECTED_QUEUE_FULL, replies.QUEUE_FULL),
+    Expired: Rule(503, Outcome.EXPIRED_IN_QUEUE, "server busy, please try again: {}"),
+    NoHost: Rule(503, Outcome.NO_HOST, "no Ollama host is available: {}"),
+    NoModel: Rule(404, Outcome.NO_MODEL),
+    Draining: Rule(503, Outcome.DRAINING, "server busy, please try again: {}"),
+    AttemptFailed: Rule(502, Outcome.UPSTREAM_FAILED),
+}
+
+_UNEXPECTED = Rule(500, Outcome.UPSTREAM_FAILED, "internal error of the proxy; see its log")
+
+
+@web.middleware
+async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Ollama's Host and Origin rules, before anything else."""
+    verdict = access.judge(
+        request.app[SERVICES].access,
+        method=request.method,
+        host_header=request.headers.get("Host"),
+        origin=request.headers.get("Origin"),
+        http_version_11=request.version >= (1, 1),
+        allow_methods=allowed_methods(request.rel_url.raw_path),
+    )
+    if verdict.reply is not None:
+        return to_response(verdict.reply)
+    if verdict.headers:
+        add_headers(request, verdict.headers)
+    return await handler(request)
+
+
+@web.middleware
+async def rescue(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn what a handler raises into an answer in the caller's dialect, and close the record.
+
+    Once a head has been sent nothing can be mended: the connection is cut instead, so that no
+    client takes a broken answer for a whole one.
+    """
+    try:
+        return await handler(request)
+    except web.HTTPException:
+        raise
+    except ClientGone:
+        return _nobody_listens(request)
+    except SollolError as error:
+        return _answer(request, error)
+    except Exception:  # noqa: BLE001 - the one place that turns a fault of ours into a 500
+        _log.exception("unexpected error", path=request.path, request=_request_id(request))
+        return _answer(request, None)
+    finally:
+        exchange = request.get(EXCHANGE)
+        if exchange is not None:
+            request.app[SERVICES].journal.close(exchange)
+
+
+def _answer(request: web.Request, error: SollolError | None) -> web.StreamResponse:
+    rule = _UNEXPECTED if error is None else RULES.get(type(error), _UNEXPECTED)
+    exchange: Exchange | None = request.get(EXCHANGE)
+    if exchange is not None:
+        exchange.stop_waiting(request.app[SERVICES].clock())
+        exchange.outcome, exchange.detail = rule.outcome, str(error or "internal error")
+        if exchange.answered_by_host and request.transport is not None:
+            request.transport.abort()
+            return _nobody_listens(request)
+        exchange.status = rule.status
+    route = find(request.method, request.rel_url.raw_path) if exchange is None else exchange.route
+    reply = _reply(route, rule, error, exchange)
+    extra = {"X-SOLLOL-Outcome": rule.outcome.value}
+    if exchange is not None:
+        extra.update(exchange.routing_headers())
+    if isinstance(error, Refused) and rule.status == 503:
+        extra["Retry-After"] = str(math.ceil(error.retry_after_s))
+    return to_response(reply, extra)
+
+
+def _reply(route: Route, rule: Rule, error: SollolError | None, exchange: Exchange | None) -> Reply:
+    if rule.outcome is Outcome.NO_MODEL and exchange is not None:
+        written = exchange.facts.model_as_written
+        return replies.error_reply(route.dialect, rule.status, f"model '{written}' not found")
+    return replies.error_reply(route.dialect, rule.status, rule.text.format(error))
+
+
+def _nobody_listens(request: web.Request) -> web.StreamResponse:
+    """A response for a closed connection: aiohttp wants one, nobody will see it."""
+    response = web.Response(status=499)
+    response.force_close()
+    return response
+
+
+def _request_id(request: web.Request) -> str | None:
+    exchange = request.get(EXCHANGE)
+    return None if exchange is None else headers.printable(exchange.id)

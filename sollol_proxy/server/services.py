@@ -1,0 +1,35 @@
+"""What handlers share: built once by `app.build_app`, never changed afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import aiohttp
+from aiohttp import web
+
+from sollol_proxy.config.schema import Config
+from sollol_proxy.core.types import HostSpec
+from sollol_proxy.metrics import Metrics
+from sollol_proxy.ollama.access import Access
+from sollol_proxy.server.dispatcher import Dispatcher
+from sollol_proxy.server.journal import Journal
+from sollol_proxy.server.probes import Probes
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The application's parts. clock: monotonic seconds."""
+
+    config: Config
+    hosts: dict[str, HostSpec]
+    access: Access
+    session: aiohttp.ClientSession
+    dispatcher: Dispatcher
+    probes: Probes
+    journal: Journal
+    metrics: Metrics
+    clock: Callable[[], float]
+
+
+SERVICES = web.AppKey("services", Services)
