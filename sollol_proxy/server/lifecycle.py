@@ -29,10 +29,6 @@ BACKLOG = 4096
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class ListenError(Exception):
-    """The address is taken or not ours; the message is one line for the operator."""
-
-
 async def serve(config: Config, *, ready: Callable[[str], None] | None = None) -> int:
     """Listen until SIGTERM or SIGINT, then drain; the process's exit code.
 
@@ -45,40 +41,34 @@ async def serve(config: Config, *, ready: Callable[[str], None] | None = None) -
     address, port = split_listen(config.listen)
     _refuse_loops(config, address, port)
     app = build_app(config)
-    runner = make_runner(app)
-    await runner.setup()
-    with _stop_signals() as stopped:
-        return await _serve_until(stopped, config, app, runner, ready)
-
-
-async def _serve_until(
-    stopped: asyncio.Event,
-    config: Config,
-    app: web.Application,
-    runner: web.AppRunner,
-    ready: Callable[[str], None] | None,
-) -> int:
-    log = structlog.get_logger("sollol")
-    address, port = split_listen(config.listen)
     try:
+        # Before anything else starts: a port that is taken is the commonest first mistake.
+        sockets = _bind(address, port)
+    except OSError as error:
+        sys.stderr.write(f"sollol-proxy: {await _why_not(error, address, port)}\n")
+        return 1
+    url = f"http://{_shown(address, sockets[0].getsockname()[1])}"
+    runner = make_runner(app)
+    with _stop_signals() as stopped:
         try:
-            url = await _listen(runner, address, port)
-        except ListenError as error:
-            sys.stderr.write(f"sollol-proxy: {error}\n")
-            return 1
-        log.info(
-            "listening",
-            url=url,
-            version=__version__,
-            policy=config.policy,
-            hosts=[host.id for host in config.hosts],
-        )
-        if ready is not None:
-            ready(url)
-        await stopped.wait()
-        return await _drain(app, runner, config.limits.drain)
-    finally:
-        await runner.cleanup()
+            await runner.setup()
+            for bound in sockets:
+                await web.SockSite(runner, bound, backlog=BACKLOG).start()
+            structlog.get_logger("sollol").info(
+                "listening",
+                url=url,
+                version=__version__,
+                policy=config.policy,
+                hosts=[host.id for host in config.hosts],
+            )
+            if ready is not None:
+                ready(url)
+            await stopped.wait()
+            return await _drain(app, runner, config.limits.drain)
+        finally:
+            await runner.cleanup()
+            for bound in sockets:
+                bound.close()
 
 
 def make_runner(app: web.Application) -> web.AppRunner:
@@ -101,22 +91,28 @@ def make_runner(app: web.Application) -> web.AppRunner:
     )
 
 
-async def _listen(runner: web.AppRunner, address: str, port: int) -> str:
-    """Bind and accept.
+def _bind(address: str, port: int) -> list[socket.socket]:
+    """A listening socket for each address that the name stands for.
 
     Raises:
-        ListenError: with what to do about it.
+        OSError: the name is unknown, or an address is taken or not this machine's.
     """
-    site = web.TCPSite(runner, address, port, backlog=BACKLOG)
+    infos = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    sockets: list[socket.socket] = []
     try:
-        await site.start()
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise ListenError(await _why_taken(address, port)) from error
-        reason = error.strerror or str(error)
-        raise ListenError(f"cannot listen on {_shown(address, port)}: {reason}") from error
-    bound = runner.addresses[0]
-    return f"http://{_shown(address, bound[1])}"
+        for family, _, _, _, place in dict.fromkeys(infos):
+            sockets.append(socket.create_server(place[:2], family=family, backlog=BACKLOG))
+    except OSError:
+        for bound in sockets:
+            bound.close()
+        raise
+    return sockets
+
+
+async def _why_not(error: OSError, address: str, port: int) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return await _why_taken(address, port)
+    return f"cannot listen on {_shown(address, port)}: {error.strerror or error}"
 
 
 async def _why_taken(address: str, port: int) -> str:

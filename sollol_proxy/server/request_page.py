@@ -173,7 +173,8 @@ def _facts(record: RequestRecord, *, is_running: bool) -> tuple[Fact, ...]:
         Fact("Streamed", "yes" if record.stream else "no"),
         Fact("Attempts", count(record.attempts)),
         Fact("Body in", size(record.body_bytes_in)),
-        Fact("Body out", size(record.body_bytes_out)),
+        # Counted when the answer has ended.
+        Fact("Body out", NOTHING if is_running else size(record.body_bytes_out)),
     ]
     if seen is None:
         return tuple(facts)

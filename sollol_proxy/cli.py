@@ -1,0 +1,156 @@
+"""The command: arguments → configuration → server.
+
+Exit codes: 0 done, 1 could not serve (the port is taken), 2 a mistake in the configuration or
+the arguments. Mistakes are one line each on standard error, never a traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, NoReturn
+
+from sollol_proxy import __version__
+from sollol_proxy.config.effective import effective_yaml
+from sollol_proxy.config.environment import CONFIG_FILE
+from sollol_proxy.config.load import Loaded, load_as_written
+from sollol_proxy.config.schema import split_listen
+from sollol_proxy.core.policies import POLICIES
+from sollol_proxy.errors import ConfigError
+from sollol_proxy.lab import demo
+from sollol_proxy.server import lifecycle
+
+try:
+    import uvloop
+except ImportError:  # Windows, PyPy
+    _run: Callable[[Coroutine[Any, Any, int]], int] = asyncio.run
+else:
+    _run = uvloop.run
+
+CONFIG_FILES = ("sollol.yaml", "/etc/sollol/sollol.yaml")
+"""Where a configuration is looked for when none is named; the first that exists is read."""
+
+_NO_HOSTS = (
+    "no hosts yet: name them with --host URL, SOLLOL_HOSTS=URL,URL or `hosts:` in a sollol.yaml"
+)
+
+
+def main(argv: Sequence[str] | None = None, environment: Mapping[str, str] | None = None) -> int:
+    """Run the command and return its exit code.
+
+    argv, environment: the process's own unless given.
+
+    Raises:
+        SystemExit: `--help`, `--version`, or arguments that make no sense (code 2).
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] not in (*_COMMANDS, "-h", "--help", "--version"):
+        words.insert(0, "serve")
+    arguments = _parser().parse_args(words)
+    try:
+        return _COMMANDS[arguments.command](
+            arguments, os.environ if environment is None else environment
+        )
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"sollol-proxy: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _serve(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
+    """Serve until a signal; without hosts too, because the page says how to name some."""
+    flags = {"listen": arguments.listen, "policy": arguments.policy, "hosts": arguments.host}
+    config = _load(arguments.config, environment, flags).config
+    if not config.hosts:
+        print(f"sollol-proxy: {_NO_HOSTS}", file=sys.stderr)
+    return _run(lifecycle.serve(config))
+
+
+def _check(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
+    """Print what is in effect: file, environment and defaults together."""
+    loaded = _load(arguments.file, environment, {})
+    sys.stdout.write(effective_yaml(loaded.config, loaded.written))
+    return 0
+
+
+def _demo(arguments: argparse.Namespace, _environment: Mapping[str, str]) -> int:
+    return _run(demo.demo(arguments.listen, simulate=arguments.simulate))
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace, Mapping[str, str]], int]] = {
+    "serve": _serve,
+    "check": _check,
+    "demo": _demo,
+}
+
+
+def _load(path: str | None, environment: Mapping[str, str], flags: Mapping[str, Any]) -> Loaded:
+    named = path or environment.get(CONFIG_FILE) or None
+    found = (name for name in CONFIG_FILES if os.path.exists(name))
+    return load_as_written(
+        named or next(found, None), environment=environment, flags=flags, policies=POLICIES
+    )
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line instead of the whole usage."""
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="sollol-proxy",
+        description="One address in front of several Ollama hosts.",
+        epilog="Without a command it serves: sollol-proxy --host http://gpu-box:11434",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"sollol-proxy {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    serve = commands.add_parser(
+        "serve", help="serve until SIGTERM or SIGINT (the default)", allow_abbrev=False
+    )
+    serve.add_argument(
+        "--config", metavar="FILE", help=f"default: the first of {', '.join(CONFIG_FILES)}"
+    )
+    serve.add_argument("--listen", metavar="ADDRESS:PORT", help="default: 127.0.0.1:11434")
+    serve.add_argument(
+        "--host",
+        metavar="URL",
+        action="append",
+        help="an Ollama server; may be repeated; replaces the hosts of the file",
+    )
+    serve.add_argument("--policy", metavar="NAME", help=f"one of {', '.join(POLICIES)}")
+
+    check = commands.add_parser(
+        "check", help="print the configuration in effect, or every mistake", allow_abbrev=False
+    )
+    check.add_argument("file", metavar="FILE", nargs="?", help="default: as serve finds it")
+
+    show = commands.add_parser(
+        "demo", help="start a small pool and the proxy in front of it", allow_abbrev=False
+    )
+    show.add_argument(
+        "--listen",
+        metavar="ADDRESS:PORT",
+        type=_listen,
+        help="default: 127.0.0.1:11434, or the next port where that is taken",
+    )
+    show.add_argument("--simulate", action="store_true", help="scripted hosts, no real model")
+    return parser
+
+
+def _listen(value: str) -> str:
+    try:
+        split_listen(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{value!r} {error}") from None
+    return value

@@ -1,0 +1,131 @@
+"""The page of one request: what was decided, its time, its facts."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+from aiohttp import ClientSession
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sollol_proxy.core.types import Candidate, Cost, Outcome, RequestRecord
+from sollol_proxy.server.links import request_href
+from sollol_proxy.server.request_page import request_view
+from tests.server.samples import DECISION, RECORD, RECORDS, Page, assert_harmless, request_html
+from tests.support import make_config, running_proxy
+
+WAITING = replace(
+    RECORD,
+    decision=None,
+    status=0,
+    answered_by_host=False,
+    queue_s=0.0,
+    first_byte_s=None,
+    observation=None,
+)
+
+
+@settings(max_examples=60)
+@given(record=RECORDS, is_running=st.booleans())
+def test_request_page_escapes_everything_for_any_record(
+    record: RequestRecord, is_running: bool
+) -> None:
+    view = request_view(record, "1.2.3", is_running=is_running)
+    assert_harmless(Page(request_html(view)), scripts=0)
+
+
+def test_request_page_shows_every_term_of_every_candidate() -> None:
+    view = request_view(RECORD, "1.2.3")
+    assert view.columns == ("gpu", "load", "success")
+    assert [(row.host, row.score, row.is_chosen) for row in view.candidates] == [
+        ("gpu-box", "125", True),
+        ("attic", "4.9", False),
+    ]
+    assert [cell.value for cell in view.candidates[1].terms] == ["–", "–", "0.71"]
+    page = Page(request_html(view))
+    for text in ("21.4 GB free", "load 50 %", "71 % success", "attic failed: connection reset"):
+        assert text in page.text
+
+
+def test_request_page_marks_a_cost_as_such_when_the_policy_has_no_score() -> None:
+    decision = replace(DECISION, cost=Cost(2.0), runners_up=(Candidate("attic", Cost(8.0)),))
+    view = request_view(replace(RECORD, decision=decision), "1.2.3")
+    assert [(row.score, row.share) for row in view.candidates] == [
+        ("cost 2", "100.0%"),
+        ("cost 8", "25.0%"),
+    ]
+
+
+def test_request_page_says_so_when_no_host_was_chosen() -> None:
+    record = replace(RECORD, decision=None, outcome=Outcome.EXPIRED_IN_QUEUE, detail="waited 30 s")
+    page = Page(request_html(request_view(record, "1.2.3")))
+    assert "No host was chosen" in page.text
+    assert page.text.count("waited 30 s") == 1
+
+
+def test_request_page_draws_its_time_from_end_to_end() -> None:
+    timeline = request_view(RECORD, "1.2.3").timeline
+    assert [(part.text, part.start, part.share) for part in timeline] == [
+        ("1.0 s", "0.0%", "25.0%"),
+        ("500 ms", "25.0%", "12.5%"),
+        ("2.5 s", "37.5%", "62.5%"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("record", "texts"),
+    [
+        pytest.param(WAITING, ["4.0 s", "0 s", "0 s"], id="waits"),
+        pytest.param(replace(RECORD, first_byte_s=None), ["1.0 s", "3.0 s", "0 s"], id="is asked"),
+        pytest.param(RECORD, ["1.0 s", "500 ms", "2.5 s"], id="is answered"),
+    ],
+)
+def test_request_page_gives_the_time_so_far_to_the_stretch_a_running_request_is_in(
+    record: RequestRecord, texts: list[str]
+) -> None:
+    timeline = request_view(record, "1.2.3", is_running=True).timeline
+    assert [part.text for part in timeline] == texts
+
+
+@pytest.mark.parametrize(
+    ("is_running", "texts"),
+    [(True, ("none yet", "–", "–")), (False, ("client left before one", "the proxy", "0 B"))],
+)
+def test_request_page_tells_no_answer_yet_from_no_answer_at_all(
+    is_running: bool, texts: tuple[str, ...]
+) -> None:
+    view = request_view(WAITING, "1.2.3", is_running=is_running)
+    facts = {fact.label: fact.value for fact in view.facts}
+    assert (facts["Status"], facts["Answered by"], facts["Body out"]) == texts
+
+
+def test_request_page_refreshes_only_while_the_request_runs() -> None:
+    running = request_view(RECORD, "1.2.3", is_running=True)
+    finished = request_view(RECORD, "1.2.3")
+    assert running.heading == "Running"
+    assert [_refreshes(Page(request_html(view))) for view in (running, finished)] == [True, False]
+
+
+async def test_request_page_is_served_while_the_request_waits() -> None:
+    # Nobody listens there, so the request waits for the host to come back.
+    config = make_config("http://127.0.0.1:1", queue={"no_host_wait": "10m"})
+    async with running_proxy(config, wait=False) as proxy, ClientSession(proxy.url) as session:
+        body = {"model": "qwen3:8b", "prompt": "Why?"}
+        asked = asyncio.get_running_loop().create_task(session.post("/api/generate", json=body))
+        snapshot = await proxy.until(lambda s: bool(s.waiting))
+        path = request_href(snapshot.waiting[0].job.id)
+        async with session.get(path, headers={"Accept": "text/html"}) as answer:
+            page = Page(await answer.text())
+        asked.cancel()
+        await asyncio.wait([asked])
+        await proxy.until_idle()
+    assert answer.status == 200
+    assert "Running" in page.text
+    assert "Not yet: the request is being read, or waits in the queue." in page.text
+    assert _refreshes(page)
+
+
+def _refreshes(page: Page) -> bool:
+    return any(attrs.get("http-equiv") == "refresh" for _, attrs in page.tags)
