@@ -24,9 +24,10 @@ _OTHER_ADDRESS = ("127.0.0.1", 11435)
 _NAMES = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta")
 
 _SIMULATED_CLASSES = ("4090", "3060", "cpu")
-_SIMULATED_MODEL = "llama3.2:3b"
+# The real model's name stands for both, so that what the README says to try works either way.
 _SIMULATED_MODELS = (
-    SimModel(_SIMULATED_MODEL, size_bytes=2_000_000_000, params_b=3.2),
+    SimModel(CHAT_MODEL, size_bytes=98_000_000, params_b=0.135),
+    SimModel("llama3.2:3b", size_bytes=2_000_000_000, params_b=3.2),
     SimModel("qwen2.5:7b", size_bytes=4_700_000_000, params_b=7.6),
     SimModel("nomic-embed-text", 274_000_000, 0.137, capabilities=("embedding",)),
 )
@@ -56,10 +57,10 @@ async def demo(
     say = say or _say
     reason = "asked for" if simulate else available()
     if reason is None:
-        members, model = _real_pool(hosts), CHAT_MODEL
+        members = _real_pool(hosts)
         say(f"Starting {hosts} hosts with real tiny models, one CPU thread each.")
     else:
-        members, model = _simulated_pool(), _SIMULATED_MODEL
+        members = _simulated_pool()
         say(f"Starting {len(members)} simulated hosts ({reason}); their answers are word lists.")
     address = listen or _free_address(say)
     async with AsyncExitStack() as stack:
@@ -79,7 +80,7 @@ async def demo(
                 ],
             }
         )
-        return await lifecycle.serve(config, ready=lambda url: _say_what_to_try(say, url, model))
+        return await lifecycle.serve(config, ready=lambda url: _say_what_to_try(say, url))
 
 
 def _real_pool(count: int) -> list[_Member]:
@@ -89,7 +90,7 @@ def _real_pool(count: int) -> list[_Member]:
 
 def _simulated_pool() -> list[_Member]:
     specs = [
-        preset(name, models=_SIMULATED_MODELS, resident=(_SIMULATED_MODEL,))
+        preset(name, models=_SIMULATED_MODELS, resident=(CHAT_MODEL,))
         for name in _SIMULATED_CLASSES
     ]
     return [
@@ -118,7 +119,8 @@ def _free_address(say: Callable[[str], None]) -> str:
     return f"{host}:{port}"
 
 
-def _say_what_to_try(say: Callable[[str], None], url: str, model: str) -> None:
+def _say_what_to_try(say: Callable[[str], None], url: str) -> None:
+    model = CHAT_MODEL
     body = f'{{"model":"{model}","prompt":"Why is the sky blue?"}}'
     python = (
         f"from ollama import Client; print(Client('{url}').generate('{model}', 'Hi')['response'])"

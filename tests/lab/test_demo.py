@@ -16,7 +16,6 @@ from aiohttp import ClientSession
 from sollol_proxy.config.schema import Config
 from sollol_proxy.lab import demo as demo_module
 from sollol_proxy.lab.demo import demo
-from sollol_proxy.lab.engine import available
 from sollol_proxy.lab.process import ChildFailed, spawned
 from sollol_proxy.server import lifecycle
 
@@ -54,7 +53,7 @@ async def test_demo_serves_a_simulated_pool_and_ends_it(monkeypatch: pytest.Monk
     assert code == 7
     assert recorded.config is not None
     assert recorded.config.listen == "127.0.0.1:0"
-    assert recorded.tags == {"4090": 3, "3060": 3, "cpu": 3}
+    assert recorded.tags == {"4090": 4, "3060": 4, "cpu": 4}
     assert [host.memory == 0 for host in recorded.config.hosts] == [False, False, True]
     assert not any(is_listening(host.url) for host in recorded.config.hosts)
     text = "\n".join(lines)
@@ -137,7 +136,6 @@ async def test_demo_answers_as_a_command_and_stops_on_sigterm() -> None:
 
 
 @pytest.mark.real_model
-@pytest.mark.skipif(available() is not None, reason=available() or "")
 async def test_demo_serves_real_models_where_they_are_installed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

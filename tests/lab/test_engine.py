@@ -12,12 +12,9 @@ import pytest
 from aiohttp import ClientSession
 from ollama import AsyncClient, ResponseError
 
-from sollol_proxy.lab.engine import CHAT_MODEL, EMBEDDING_MODEL, available
+from sollol_proxy.lab.engine import CHAT_MODEL, EMBEDDING_MODEL
 
-pytestmark = [
-    pytest.mark.real_model,
-    pytest.mark.skipif(available() is not None, reason=available() or ""),
-]
+pytestmark = pytest.mark.real_model
 
 # Far less than four full contexts take on one thread.
 PATIENCE_S = 40.0

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from importlib import util
 from pathlib import Path
 
 import pytest
 
 from sollol_proxy.lab import gguf_minilm
-
-needs_weights = pytest.mark.skipif(
-    util.find_spec(gguf_minilm.PACKAGE) is None or util.find_spec("gguf") is None,
-    reason="the package with the weights, or the GGUF writer, is not installed",
-)
 
 
 def test_cache_folder_follows_the_environment(
@@ -26,7 +20,7 @@ def test_cache_folder_follows_the_environment(
 
 
 @pytest.mark.real_model
-@needs_weights
+@pytest.mark.real_model
 def test_file_is_written_once_and_leaves_nothing_else(tmp_path: Path) -> None:
     first = gguf_minilm.minilm_gguf(tmp_path / "new")
     assert first.read_bytes()[:4] == b"GGUF"
@@ -35,7 +29,7 @@ def test_file_is_written_once_and_leaves_nothing_else(tmp_path: Path) -> None:
     assert gguf_minilm.minilm_gguf(tmp_path / "new").stat().st_ino == written.st_ino
 
 
-@needs_weights
+@pytest.mark.real_model
 def test_nothing_is_left_when_writing_fails(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
