@@ -145,6 +145,10 @@ class HostEntry:
                 job.model, size_bytes=installed.size_bytes if installed else 0
             )
 
+    def is_loading(self, job_id: str) -> bool:
+        """Whether the host loads a model for this job."""
+        return job_id in self._loading.values()
+
     def first_byte(self, job_id: str, now: float) -> None:
         """The job's answer begins: the model is loaded and the host works."""
         job = self._jobs.get(job_id)

@@ -127,8 +127,9 @@ class Scheduler:
         if host is None:
             return []
         was = host.state
+        effects: list[Effect] = [ProbeNow(host.spec.id)] if host.is_loading(job_id) else []
         host.first_byte(job_id, now)
-        return self._dispatch(now) if host.state is not was else []
+        return effects + self._dispatch(now) if host.state is not was else effects
 
     def finish(
         self,
@@ -149,7 +150,9 @@ class Scheduler:
         host.end(job_id, result, observation, detail, now)
         if result is AttemptResult.COMPLETED and observation is not None:
             self._learnt.add(job, observation)
-        return self._dispatch(now)
+        unloads = job.kind is JobKind.UNLOAD
+        effects: list[Effect] = [ProbeNow(host.spec.id)] if unloads else []
+        return effects + self._dispatch(now)
 
     # Hosts
 

@@ -362,7 +362,7 @@ class RequestRecord:
     route: the table's path, `other` for unknown ones: bounded, so safe as a label.
     status: what the client was told; 0 when it left before a status.
     answered_by_host: False when the proxy itself made the answer.
-    failures: (host id, reason) of each attempt that was given up for another.
+    failures: (host id, reason) of each attempt that gave no answer to pass on.
     """
 
     id: str

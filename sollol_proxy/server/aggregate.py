@@ -22,6 +22,9 @@ from sollol_proxy.server.services import SERVICES, Services
 INLINE_BYTES = 2048
 """Ollama gives a length up to here and sends larger documents in chunks; so do we."""
 
+SETTLE_S = 0.25
+"""Longest wait for a host that was asked out of turn: a list stays quick whatever a host does."""
+
 JSON = "application/json; charset=utf-8"
 OPENAI_JSON = "application/json"
 
@@ -40,6 +43,8 @@ async def handle(request: web.Request, route: Route) -> web.StreamResponse:
         routable = _routable(services)
     if not routable:
         raise NoHost(_nobody(services))
+    # Whoever has just loaded, unloaded or pulled something wants to see it in the list.
+    await services.probes.settle(SETTLE_S)
     reply = _ANSWERS[route.path](services, routable, request.rel_url.raw_path)
     headers = {"X-SOLLOL-Hosts": f"{len(routable)}/{len(services.hosts)}"}
     if len(reply.body) <= INLINE_BYTES:

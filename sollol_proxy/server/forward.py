@@ -150,6 +150,9 @@ async def _answer(
     finally:
         exchange.bytes_out = watch.bytes_seen
     _conclude(exchange, lease, watch, verdict, services.clock() - started_s)
+    if job.kind is JobKind.PASS and request.method not in ("GET", "HEAD"):
+        # It may have been a pull or a delete: the lists should know at once.
+        services.probes.ask_now(lease.decision.host_id, with_tags=True)
     return response
 
 

@@ -63,7 +63,9 @@ class Probes:
         self._tasks = TaskSet()
         self._kicks = {host_id: asyncio.Event() for host_id in self._hosts}
         self._tags_due_s = dict.fromkeys(self._hosts, 0.0)
+        self._begun = dict.fromkeys(self._hosts, 0)
         self._rounds = dict.fromkeys(self._hosts, 0)
+        self._awaited: dict[str, int] = {}
         self._round_over = asyncio.Condition()
         self._refreshed_s = -REFRESH_GAP_S
         self._log = structlog.get_logger("sollol")
@@ -82,7 +84,14 @@ class Probes:
         """Probe one host out of turn."""
         if with_tags:
             self._tags_due_s[host_id] = 0.0
+        # A round that is under way may have asked too early: what counts begins after this.
+        self._awaited[host_id] = self._begun[host_id] + 1
         self._kicks[host_id].set()
+
+    async def settle(self, limit_s: float) -> None:
+        """Wait for the questions asked out of turn, or until `limit_s` is over."""
+        if self._awaited:
+            await self._wait_rounds(self._awaited, limit_s)
 
     async def first_round(self, limit_s: float) -> None:
         """Wait until every host has been asked once, or `limit_s` is over."""
@@ -97,13 +106,13 @@ class Probes:
         if now - self._refreshed_s < REFRESH_GAP_S:
             return
         self._refreshed_s = now
-        # A round may be under way that asked before the model was there: wait for the next.
-        wanted = {host_id: rounds + 1 for host_id, rounds in self._rounds.items() if rounds}
-        for host_id in wanted:
+        for host_id in self._hosts:
             self.ask_now(host_id, with_tags=True)
-        await self._wait_rounds(wanted, self._section.timeout)
+        await self.settle(self._section.timeout)
 
     async def _wait_rounds(self, wanted: Mapping[str, int], limit_s: float) -> None:
+        wanted = dict(wanted)
+
         def all_came() -> bool:
             return all(self._rounds[host_id] >= count for host_id, count in wanted.items())
 
@@ -118,12 +127,15 @@ class Probes:
         was_ok: bool | None = None
         while True:
             kick.clear()
+            self._begun[host.id] += 1
             report = await self._ask(host)
             if report.ok is not was_ok:
                 self._log_change(report)
                 was_ok = report.ok
             self._on_report(report)
             self._rounds[host.id] += 1
+            if self._rounds[host.id] >= self._awaited.get(host.id, 0):
+                self._awaited.pop(host.id, None)
             async with self._round_over:
                 self._round_over.notify_all()
             try:

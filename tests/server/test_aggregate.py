@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from tests.server.pool import pool, sim
 from tests.support import make_config, running_proxy
 from tests.wire.recordings import http_exchanges
 from tests.wire.replay import ReplayHost
@@ -142,3 +143,18 @@ async def test_odd_documents_of_a_host_cost_nobody_a_list(tags: dict[str, Any]) 
                 assert (await ask(proxy.url + path))[0] == 200
             models = json.loads((await ask(f"{proxy.url}/api/tags"))[2])["models"]
     assert models == TAGS["models"]
+
+
+async def test_loaded_and_unloaded_model_shows_at_once_between_two_rounds() -> None:
+    probes = {"interval": 3600, "tags_interval": 3600}
+    async with pool(sim("a", resident=()), probes=probes) as p:
+
+        async def loaded() -> list[str]:
+            _, _, body = await ask(f"{p.proxy.url}/api/ps")
+            return [each["name"] for each in json.loads(body)["models"]]
+
+        assert await loaded() == []
+        await p.generate(prompt="")
+        assert await loaded() == ["llama3:latest"]
+        await p.generate(prompt="", keep_alive=0)
+        assert await loaded() == []
