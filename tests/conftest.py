@@ -19,7 +19,3 @@ for _name in list(os.environ):
         "all_proxy",
     ):
         del os.environ[_name]
-
-# The package with the tiny model is an `llm` plugin as well, and as such needs an engine that is
-# not installed; without this, `llm` stops at start.
-os.environ["LLM_LOAD_PLUGINS"] = "llm-ollama"

@@ -45,5 +45,14 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    """Text with a line break in double quotes: in any other style a reader folds it to a blank."""
+    style = '"' if _LINE_BREAK.search(text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_LINE_BREAK = re.compile("[\n\r\x85\u2028\u2029]")
+_Dumper.add_representer(str, _represent_text)
+
 for _tag, _pattern, _first in SCALARS:
     _Dumper.add_implicit_resolver(_tag, re.compile(rf"(?:{_pattern})\Z"), _first)
