@@ -33,6 +33,9 @@ from sollol_proxy.core.types import (
 
 _HOST_FAULTS = (AttemptResult.FAILED, AttemptResult.UNREACHABLE, AttemptResult.BROKE)
 
+ASSUMED_SUCCESSES = 3
+"""Good attempts that every host starts with: the first failure of a new host is not its measure."""
+
 
 class HostEntry:
     """A host of the pool; satisfies `policies.base.HostView`."""
@@ -49,6 +52,8 @@ class HostEntry:
         self.completed = 0
         self.failures = 0
         self._success = DecayedMean()
+        for _ in range(ASSUMED_SUCCESSES):
+            self._success.add(1.0)
         self._jobs: dict[str, Job] = {}
         self._found_cold: set[str] = set()
         self._loading: dict[str, str] = {}
@@ -74,7 +79,7 @@ class HostEntry:
     @property
     def success_ratio(self) -> float | None:
         """Decayed share of attempts that ended well; None before the first."""
-        return self._success.value
+        return self._success.value if self.completed or self.failures else None
 
     def slots(self, model: str) -> int:
         """Jobs the host runs at once for a model.

@@ -58,6 +58,8 @@ class RequestView:
     links: Links
     row: RequestRow
     heading: str
+    took_label: str
+    no_host: str
     request_line: str
     detail: str
     policy: str
@@ -84,6 +86,8 @@ def request_view(record: RequestRecord, version: str, *, is_running: bool = Fals
         links=LINKS,
         row=row,
         heading=row.outcome.capitalize(),
+        took_label="So far" if is_running else "Took",
+        no_host="No host yet" if is_running else "No host was chosen",
         request_line=f"{record.method} {record.path}",
         # Without a decision the detail is the reason, and the row has it.
         detail=record.detail if decision else "",

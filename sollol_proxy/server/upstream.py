@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
+import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -153,7 +155,15 @@ def _payload(body: bytes | AsyncIterator[bytes] | None) -> Any:
 
 
 def describe_error(error: BaseException) -> str:
-    """A short reason for logs and the page, without addresses twice over."""
+    """A short reason for logs and the page, in words and without addresses."""
     if isinstance(error, aiohttp.ClientConnectorError):
-        return error.os_error.strerror or str(error.os_error)
+        number = error.os_error.errno
+        # A failed name look-up has a number of its own kind, and its own words.
+        if number and not isinstance(error.os_error, socket.gaierror):
+            return os.strerror(number)
+        return error.os_error.strerror or str(error)
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return "the connection ended before the body did"
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return "the connection ended without an answer"
     return str(error) or type(error).__name__
