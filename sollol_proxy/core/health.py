@@ -4,7 +4,7 @@
     unknown ──probe failed──────────▶ ejected
     healthy ──failures in a row, no connection, probes failed──▶ ejected
     ejected ──probe ok, and back-off over where it answered badly──▶ probation
-    probation ──a trial's first byte──▶ healthy
+    probation ──a trial's first byte──▶ healthy (a failure before a whole answer ejects again)
     probation ──a trial failed, no connection, probes failed──▶ ejected, back-off doubled
 
 Draining is laid over the table by the operator and hides the state below until it is lifted.
@@ -14,7 +14,7 @@ so it is probed again soon, at doubling distances. A host that answers probes an
 to sit out its back-off first, or it would draw traffic by failing fast.
 
 Invariants: an ejected host gets nothing; probation has one trial at a time; the back-off grows
-by doubling to its cap and starts afresh only after a trial has succeeded; failures of attempts
+by doubling to its cap and starts afresh only after a whole answer; failures of attempts
 that began before the ejection change nothing (a host that dies under 64 streams fails once).
 """
 
@@ -60,6 +60,11 @@ class Health:
     _probe_gap_s: float = FIRST_PROBE_GAP_S
 
     @property
+    def is_silent(self) -> bool:
+        """Out, and probes go unanswered: whatever runs there may never come to an end."""
+        return self.base is HostState.EJECTED and self._failed_probes >= PROBES_TO_EJECT
+
+    @property
     def state(self) -> HostState:
         """What pages and policies see."""
         return HostState.DRAINING if self.is_draining else self.base
@@ -84,12 +89,20 @@ class Health:
             self.detail = detail
             self._probe_again(now)
 
-    def attempt_succeeded(self, job_id: str, now: float) -> None:
-        """A job that holds a slot got its first byte."""
-        self._failures = 0
+    def trial_answers(self, job_id: str, now: float) -> None:
+        """A job got its first byte; if it is the trial, others may follow before it has ended.
+
+        Only an answer that ends well clears the host: one more that breaks off ejects it again.
+        """
         if self.base is HostState.PROBATION and self.trial == job_id:
-            self._backoff_s = 0.0
+            self._failures = self.rules.eject_after - 1
             self._move(HostState.HEALTHY, now, "")
+
+    def attempt_completed(self) -> None:
+        """A job that holds a slot ended well."""
+        self._failures = 0
+        if self.base is HostState.HEALTHY:
+            self._backoff_s = 0.0
 
     def attempt_failed(self, detail: str, now: float, *, is_unreachable: bool) -> None:
         """An attempt failed by the host's fault."""

@@ -56,6 +56,7 @@ class HostEntry:
             self._success.add(1.0)
         self._jobs: dict[str, Job] = {}
         self._found_cold: set[str] = set()
+        self._answered: set[str] = set()
         self._loading: dict[str, str] = {}
         self._by_model: dict[str, int] = {}
 
@@ -150,6 +151,10 @@ class HostEntry:
                 job.model, size_bytes=installed.size_bytes if installed else 0
             )
 
+    def unanswered(self) -> list[Job]:
+        """Jobs here that have brought no byte yet."""
+        return [job for job_id, job in self._jobs.items() if job_id not in self._answered]
+
     def is_loading(self, job_id: str) -> bool:
         """Whether the host loads a model for this job."""
         return job_id in self._loading.values()
@@ -157,10 +162,13 @@ class HostEntry:
     def first_byte(self, job_id: str, now: float) -> None:
         """The job's answer begins: the model is loaded and the host works."""
         job = self._jobs.get(job_id)
-        if job is None or not job.kind.takes_slot:
+        if job is None:
+            return
+        self._answered.add(job_id)
+        if not job.kind.takes_slot:
             return
         self._loading.pop(job.model, None)
-        self.health.attempt_succeeded(job_id, now)
+        self.health.trial_answers(job_id, now)
 
     def end(
         self,
@@ -174,6 +182,7 @@ class HostEntry:
         job = self._jobs.pop(job_id)
         was_cold = job_id in self._found_cold
         self._found_cold.discard(job_id)
+        self._answered.discard(job_id)
         if job.kind.takes_slot:
             self._release(job, result)
         self.health.end_trial(job_id)
@@ -181,6 +190,8 @@ class HostEntry:
             self.installed.pop(job.model, None)
             self.resident.pop(job.model, None)
         elif result is AttemptResult.COMPLETED:
+            if job.kind.takes_slot:
+                self.health.attempt_completed()
             self._learn(job, observation, was_cold=was_cold)
         elif result in _HOST_FAULTS:
             self.failures += 1

@@ -40,6 +40,7 @@ from sollol_proxy.core.types import (
     Observation,
     Outcome,
     ProbeNow,
+    Recall,
     Refuse,
     Snapshot,
     WaitingJob,
@@ -162,7 +163,7 @@ class Scheduler:
         if host is None:
             return []
         host.report(report, now)
-        return self._dispatch(now)
+        return self._recalls(host) + self._dispatch(now)
 
     def set_host_draining(self, host_id: str, is_draining: bool, now: float) -> list[Effect]:
         """The operator takes a host out, or back in.
@@ -314,6 +315,21 @@ class Scheduler:
                 return True
             # The policy left jobs beside free slots: the fallback takes them.
         return False
+
+    def _recalls(self, host: HostEntry) -> list[Effect]:
+        """Jobs to take back from a host that has fallen silent, where another host could do them.
+
+        No timeout on the first byte: silence of one answer is normal while a host loads. Silence
+        to every probe is not. What passes through without being inference may have had effects
+        and stays.
+        """
+        if not host.health.is_silent:
+            return []
+        return [
+            Recall(job.id)
+            for job in host.unanswered()
+            if job.kind is not JobKind.PASS and self.has_alternative(job, host.spec.id)
+        ]
 
     def _pass_on(self, jobs: Sequence[Job], now: float, effects: list[Effect]) -> bool:
         """Give jobs of routes that are not balanced to the first host in the order of the pool.

@@ -333,7 +333,14 @@ class ProbeNow:
     host_id: str
 
 
-Effect: TypeAlias = Dispatch | Refuse | ProbeNow
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """Effect: give up an attempt that has brought nothing yet; the job is tried elsewhere."""
+
+    job_id: str
+
+
+Effect: TypeAlias = Dispatch | Refuse | ProbeNow | Recall
 
 
 @dataclass(frozen=True, slots=True)

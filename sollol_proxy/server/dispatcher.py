@@ -49,9 +49,29 @@ class Lease:
     def __init__(self, decision: Decision, on_first_byte: Callable[[], None]) -> None:
         self.decision = decision
         self._on_first_byte = on_first_byte
+        self._scope: asyncio.Timeout | None = None
         self.result: AttemptResult | None = None
         self.observation: Observation | None = None
         self.detail = ""
+
+    @asynccontextmanager
+    async def recallable(self) -> AsyncIterator[None]:
+        """A block that the scheduler may end early, while the answer has not begun.
+
+        Raises:
+            TimeoutError: it did.
+        """
+        async with asyncio.timeout(None) as self._scope:
+            try:
+                yield
+            finally:
+                self._scope = None
+
+    def recall(self) -> None:
+        """End the recallable block, if the attempt is still in it."""
+        if self._scope is not None:
+            self._scope.reschedule(asyncio.get_running_loop().time())
+            self._scope = None
 
     def first_byte(self) -> None:
         """Tell the scheduler that a good answer has begun."""
@@ -80,6 +100,7 @@ class Dispatcher:
         self._clock = clock
         self._on_probe = on_probe
         self._waiting: dict[str, asyncio.Future[Decision]] = {}
+        self._leases: dict[str, Lease] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
         self._idle.set()
@@ -95,12 +116,14 @@ class Dispatcher:
             Refused: the scheduler gave the job no host.
         """
         lease = Lease(await self._wait(job), lambda: self._first_byte(job.id))
+        self._leases[job.id] = lease
         try:
             yield lease
         except (asyncio.CancelledError, ClientGone):
             lease.result = lease.result or AttemptResult.CLIENT_GONE
             raise
         finally:
+            del self._leases[job.id]
             self._finish(job.id, lease)
 
     def report(self, report: HostReport) -> None:
@@ -204,6 +227,8 @@ class Dispatcher:
                 )
             elif isinstance(effect, ProbeNow):
                 self._on_probe(effect.host_id)
+            elif (lease := self._leases.get(effect.job_id)) is not None:
+                lease.recall()
         self._set_timer()
 
     def _answer(self, job_id: str) -> asyncio.Future[Decision]:

@@ -76,7 +76,9 @@ async def _attempts(
             exchange.decision, exchange.attempts = lease.decision, job.attempt
             host = services.hosts[lease.decision.host_id]
             try:
-                async with open_attempt(services.session, host, outbound) as upstream:
+                async with open_attempt(
+                    services.session, host, outbound, lease.recallable
+                ) as upstream:
                     verdict = await judge.judge(upstream, exchange.route, job)
                     again = _again(services, job, outbound, host.id, verdict)
                     if again is None:

@@ -10,8 +10,8 @@ import asyncio
 import io
 import os
 import socket
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,7 +88,9 @@ class Upstream:
 
 def make_session(connect_timeout_s: float) -> aiohttp.ClientSession:
     """A client session fit for streams: no limits, no total timeout, nothing added or decoded."""
-    connector = aiohttp.TCPConnector(limit=0, limit_per_host=0, keepalive_timeout=60.0)
+    connector = aiohttp.TCPConnector(
+        limit=0, limit_per_host=0, keepalive_timeout=60.0, socket_factory=_socket_that_notices
+    )
     return aiohttp.ClientSession(
         connector=connector,
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s),
@@ -103,29 +105,35 @@ def make_session(connect_timeout_s: float) -> aiohttp.ClientSession:
 
 @asynccontextmanager
 async def open_attempt(
-    session: aiohttp.ClientSession, host: HostSpec, outbound: Outbound
+    session: aiohttp.ClientSession,
+    host: HostSpec,
+    outbound: Outbound,
+    recallable: Callable[[], AbstractAsyncContextManager[None]],
 ) -> AsyncIterator[Upstream]:
     """Send the request to a host and wait for its head and first byte.
+
+    recallable: a block around that wait, which may end it with a TimeoutError.
 
     Leaving the block before the body has ended closes the connection, which is how Ollama learns
     that nobody listens any more.
 
     Raises:
-        AttemptFailed: the connection failed, or ended before the first body byte.
+        AttemptFailed: the connection failed, ended before the first body byte, or was recalled.
     """
     phase = Phase.CONNECT
     response: aiohttp.ClientResponse | None = None
     try:
         try:
-            response = await session.request(
-                outbound.method,
-                URL(host.url + outbound.target, encoded=True),
-                headers=_with_length(outbound),
-                data=_payload(outbound.body),
-                allow_redirects=False,
-            )
-            phase = Phase.BODY
-            first = b"" if outbound.method == "HEAD" else await response.content.readany()
+            async with recallable():
+                response = await session.request(
+                    outbound.method,
+                    URL(host.url + outbound.target, encoded=True),
+                    headers=_with_length(outbound),
+                    data=_payload(outbound.body),
+                    allow_redirects=False,
+                )
+                phase = Phase.BODY
+                first = b"" if outbound.method == "HEAD" else await response.content.readany()
         except aiohttp.ClientConnectorError as error:
             raise AttemptFailed(host.id, Phase.CONNECT, describe_error(error)) from error
         except aiohttp.ConnectionTimeoutError as error:
@@ -133,10 +141,28 @@ async def open_attempt(
         except _BROKEN as error:
             phase = Phase.BODY if phase is Phase.BODY else Phase.HEAD
             raise AttemptFailed(host.id, phase, describe_error(error)) from error
+        except TimeoutError as error:
+            phase = Phase.BODY if phase is Phase.BODY else Phase.HEAD
+            raise AttemptFailed(host.id, phase, "taken back: the host fell silent") from error
         yield Upstream(host.id, response, first)
     finally:
         if response is not None:
             response.close()
+
+
+def _socket_that_notices(info: aiohttp.AddrInfoType) -> socket.socket:
+    """A socket whose kernel asks a silent peer whether it is still there.
+
+    A host that loses its power says nothing, and no timeout of ours may tell that from a long
+    prefill; the peer's kernel can. After about a minute without an echo the connection breaks.
+    """
+    made = socket.socket(*info[:3])
+    made.setblocking(False)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, seconds in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, name):  # the names differ by system
+            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), seconds)
+    return made
 
 
 def _with_length(outbound: Outbound) -> Mapping[str, str]:

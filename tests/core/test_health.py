@@ -37,7 +37,7 @@ def test_health_ejects_after_failures_in_a_row() -> None:
     health = healthy()
     fail(health, 2, 1.0)
     assert state_of(health) == HostState.HEALTHY
-    health.attempt_succeeded("j", 1.0)
+    health.attempt_completed()
     fail(health, 2, 2.0)
     assert state_of(health) == HostState.HEALTHY
     fail(health, 1, 2.0)
@@ -99,10 +99,23 @@ def test_health_doubles_the_backoff_to_its_cap_and_forgets_it_after_success() ->
     now += 8.0
     health.probe_succeeded(now)
     health.begin_trial("t")
-    health.attempt_succeeded("t", now)
+    health.trial_answers("t", now)
     assert state_of(health) == HostState.HEALTHY
+    health.attempt_completed()
     fail(health, 3, now)
     assert health.retry_in_s(now) == 1.0
+
+
+def test_health_ejects_again_when_the_trials_answer_breaks_off() -> None:
+    health = healthy()
+    fail(health, 3, 0.0)
+    health.probe_succeeded(1.0)
+    health.begin_trial("t")
+    health.trial_answers("t", 1.0)
+    assert state_of(health) == HostState.HEALTHY
+    fail(health, 1, 2.0)
+    assert state_of(health) == HostState.EJECTED
+    assert health.retry_in_s(2.0) == 2.0
 
 
 def test_health_counts_a_death_under_many_streams_once() -> None:
@@ -115,7 +128,8 @@ def test_health_is_not_mended_by_a_stream_that_began_before_the_trial() -> None:
     health = healthy()
     fail(health, 1, 1.0, is_unreachable=True)
     health.probe_succeeded(2.0)
-    health.attempt_succeeded("old stream", 2.0)
+    health.trial_answers("old stream", 2.0)
+    health.attempt_completed()
     assert state_of(health) == HostState.PROBATION
 
 
@@ -172,8 +186,12 @@ class HealthMachine(RuleBasedStateMachine):
         self.health.begin_trial(job_id)
 
     @rule(job_id=st.sampled_from("ab"))
-    def succeeds(self, job_id: str) -> None:
-        self.health.attempt_succeeded(job_id, self.now)
+    def answers(self, job_id: str) -> None:
+        self.health.trial_answers(job_id, self.now)
+
+    @rule()
+    def completes(self) -> None:
+        self.health.attempt_completed()
 
     @rule(job_id=st.sampled_from("ab"))
     def ends(self, job_id: str) -> None:

@@ -7,10 +7,12 @@ import pytest
 from sollol_proxy.core.scheduler import Scheduler
 from sollol_proxy.core.types import (
     AttemptResult,
+    Effect,
     HostState,
     JobKind,
     Observation,
     ProbeNow,
+    Recall,
 )
 from tests.core.builders import MODEL, dispatched, down, job, refused, report, scheduler, spec
 
@@ -287,3 +289,37 @@ def test_snapshot_says_what_a_job_waits_for() -> None:
     [waiting] = made.snapshot(3.0).waiting
     assert waiting.waited_s == 3.0
     assert waiting.reason == "for a slot on a"
+
+
+def recalled(effects: list[Effect]) -> set[str]:
+    return {effect.job_id for effect in effects if isinstance(effect, Recall)}
+
+
+def test_jobs_of_a_silent_host_are_taken_back_when_another_could_do_them() -> None:
+    made = scheduler(spec("a", slots=9), spec("b", slots=9))
+    hosts = {}
+    for number in range(6):
+        hosts |= dispatched(made.submit(job(f"{number}"), 0.0))
+    on_a = {job_id for job_id, host in hosts.items() if host == "a"}
+    assert on_a
+    answered = min(on_a)
+    made.first_byte(answered, 1.0)
+    assert recalled(made.report(down("a"), 5.0)) == set()
+    assert recalled(made.report(down("a"), 10.0)) == on_a - {answered}
+    # Until the shell has obeyed, each silent probe says it again.
+    assert recalled(made.report(down("a"), 15.0)) == on_a - {answered}
+    assert recalled(made.report(report("a"), 20.0)) == set()
+
+
+def test_jobs_of_a_silent_host_stay_when_no_other_host_could_do_them() -> None:
+    made = scheduler(spec("a"))
+    made.submit(job("1"), 0.0)
+    for now in (5.0, 10.0, 15.0):
+        assert recalled(made.report(down("a"), now)) == set()
+
+
+def test_passed_request_is_not_taken_back() -> None:
+    made = scheduler(spec("a"), spec("b"))
+    made.submit(job("1", kind=JobKind.PASS, model=""), 0.0)
+    for now in (5.0, 10.0):
+        assert recalled(made.report(down("a"), now)) == set()

@@ -201,3 +201,21 @@ def test_no_slot_stays_held_after_any_mix_of_ends(ends: list[str]) -> None:
         made.close()
 
     asyncio.run(run())
+
+
+async def test_recall_ends_the_wait_for_a_first_byte_and_nothing_later() -> None:
+    made = dispatcher(spec("a", slots=2), spec("b", slots=2))
+    with pytest.raises(TimeoutError):
+        async with made.lease(job("1")) as lease, lease.recallable():
+            for _ in range(2):
+                made.report(down(lease.decision.host_id))
+            await asyncio.Event().wait()
+    async with made.lease(job("2")) as lease:
+        async with lease.recallable():
+            pass
+        for _ in range(2):
+            made.report(down(lease.decision.host_id))
+        await asyncio.sleep(0)
+        lease.done(AttemptResult.COMPLETED)
+    made.close()
+    assert in_flight(made) == 0
