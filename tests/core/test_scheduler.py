@@ -297,7 +297,9 @@ def recalled(effects: list[Effect]) -> set[str]:
 
 def test_jobs_of_a_silent_host_are_taken_back_when_another_could_do_them() -> None:
     made = scheduler(spec("a", slots=9), spec("b", slots=9))
-    hosts = {}
+    for name in ("a", "b"):
+        made.report(report(name, resident=(MODEL,)), 0.0)
+    hosts: dict[str, str] = {}
     for number in range(6):
         hosts |= dispatched(made.submit(job(f"{number}"), 0.0))
     on_a = {job_id for job_id, host in hosts.items() if host == "a"}

@@ -205,7 +205,7 @@ def test_no_slot_stays_held_after_any_mix_of_ends(ends: list[str]) -> None:
 
 async def test_recall_ends_the_wait_for_a_first_byte_and_nothing_later() -> None:
     made = dispatcher(spec("a", slots=2), spec("b", slots=2))
-    with pytest.raises(TimeoutError):
+    with pytest.raises(TimeoutError):  # noqa: PT012 - what is recalled is a block
         async with made.lease(job("1")) as lease, lease.recallable():
             for _ in range(2):
                 made.report(down(lease.decision.host_id))
