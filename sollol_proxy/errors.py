@@ -100,6 +100,8 @@ class Phase(StrEnum):
 
     CONNECT = "connect"
     """No connection: the host has seen nothing."""
+    SILENT = "silent"
+    """No connection in time: a dead host, or one too busy to accept."""
     HEAD = "head"
     """Connected and (partly) sent; no complete answer head came."""
     STATUS = "status"

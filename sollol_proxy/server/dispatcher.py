@@ -46,9 +46,16 @@ _REFUSALS: dict[Outcome, type[Refused]] = {
 class Lease:
     """A held slot: what was decided, and how the attempt went."""
 
-    def __init__(self, decision: Decision, on_first_byte: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        decision: Decision,
+        on_first_byte: Callable[[], None],
+        on_release: Callable[[Lease], None],
+    ) -> None:
         self.decision = decision
         self._on_first_byte = on_first_byte
+        self._on_release = on_release
+        self._is_released = False
         self._scope: asyncio.Timeout | None = None
         self.result: AttemptResult | None = None
         self.observation: Observation | None = None
@@ -83,6 +90,15 @@ class Lease:
         """Say how the attempt ended; without it the exception that leaves the block decides."""
         self.result, self.observation, self.detail = result, observation, detail
 
+    def release(self) -> None:
+        """Give the slot back now rather than at the block's end; only the first time counts.
+
+        For the moment when the host has ended its answer and the client has yet to take the rest.
+        """
+        if not self._is_released:
+            self._is_released = True
+            self._on_release(self)
+
 
 class Dispatcher:
     """Runs a scheduler in an event loop.
@@ -115,7 +131,11 @@ class Dispatcher:
         Raises:
             Refused: the scheduler gave the job no host.
         """
-        lease = Lease(await self._wait(job), lambda: self._first_byte(job.id))
+        lease = Lease(
+            await self._wait(job),
+            lambda: self._first_byte(job.id),
+            lambda lease: self._finish(job.id, lease),
+        )
         self._leases[job.id] = lease
         try:
             yield lease
@@ -123,8 +143,7 @@ class Dispatcher:
             lease.result = lease.result or AttemptResult.CLIENT_GONE
             raise
         finally:
-            del self._leases[job.id]
-            self._finish(job.id, lease)
+            lease.release()
 
     def report(self, report: HostReport) -> None:
         """Pass a probe's result on."""
@@ -202,6 +221,7 @@ class Dispatcher:
         self._apply(self._scheduler.first_byte(job_id, self._clock()))
 
     def _finish(self, job_id: str, lease: Lease) -> None:
+        del self._leases[job_id]
         effects = self._scheduler.finish(
             job_id,
             lease.result or AttemptResult.FAILED,

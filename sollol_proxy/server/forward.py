@@ -141,6 +141,10 @@ async def _answer(
         await response.prepare(request)
         if request.method != "HEAD" and upstream.status not in NO_BODY:
             await relay.copy(upstream, response, watch)
+        exchange.bytes_out = watch.bytes_seen
+        _conclude(exchange, lease, watch, verdict, services.clock() - started_s)
+        # The host is done: the next job need not wait until this client has read everything.
+        lease.release()
         await response.write_eof()
     except UpstreamBroke as error:
         lease.done(AttemptResult.BROKE, detail=error.detail)
@@ -151,7 +155,6 @@ async def _answer(
         raise ClientGone from error
     finally:
         exchange.bytes_out = watch.bytes_seen
-    _conclude(exchange, lease, watch, verdict, services.clock() - started_s)
     if job.kind is JobKind.PASS and request.method not in ("GET", "HEAD"):
         # It may have been a pull or a delete: the lists should know at once.
         services.probes.ask_now(lease.decision.host_id, with_tags=True)

@@ -5,6 +5,7 @@ This is the only place that maps our errors to statuses and texts.
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -101,7 +102,9 @@ async def rescue(request: web.Request, handler: Handler) -> web.StreamResponse:
     finally:
         exchange = request.get(EXCHANGE)
         if exchange is not None:
-            request.app[SERVICES].journal.close(exchange)
+            # After whoever got the slot that has just come back: a log line can wait, a host not.
+            loop = asyncio.get_running_loop()
+            loop.call_soon(request.app[SERVICES].journal.close, exchange)
 
 
 def _answer(request: web.Request, error: SollolError | None) -> web.StreamResponse:

@@ -137,7 +137,7 @@ async def open_attempt(
         except aiohttp.ClientConnectorError as error:
             raise AttemptFailed(host.id, Phase.CONNECT, describe_error(error)) from error
         except aiohttp.ConnectionTimeoutError as error:
-            raise AttemptFailed(host.id, Phase.CONNECT, "no connection in time") from error
+            raise AttemptFailed(host.id, Phase.SILENT, "no connection in time") from error
         except _BROKEN as error:
             phase = Phase.BODY if phase is Phase.BODY else Phase.HEAD
             raise AttemptFailed(host.id, phase, describe_error(error)) from error

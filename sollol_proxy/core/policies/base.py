@@ -22,6 +22,9 @@ from sollol_proxy.core.types import (
     ResidentModel,
 )
 
+TIE_RATIO = 1.1
+"""Costs within a tenth of the best count as equal: learnt speeds are no more exact than that."""
+
 
 class HostView(Protocol):
     """What a policy may see of a host: live, and read-only to it."""
@@ -79,15 +82,18 @@ class PerJob:
     """Gives each job, in queue order, the cheapest host with a free slot.
 
     Subclasses write `cost`. Hosts that hold the model in memory come before hosts that would
-    have to load it, whatever the cost says: a load delays everybody behind it on that host. Ties
-    go to a random one of the cheapest, so equal hosts share evenly and a host that has come back
-    is used again.
+    have to load it, whatever the cost says: a load delays everybody behind it on that host. Hosts
+    whose costs differ by less than `TIE_RATIO` count as equal and take turns, so that equal hosts
+    share evenly though their learnt figures are never quite the same, and a host that has come
+    back is used again.
     """
 
     name: ClassVar[str] = ""
 
     def __init__(self, rng: Random) -> None:
         self._rng = rng
+        self._turn = 0
+        self._last_turn: dict[str, int] = {}
 
     def cost(self, job: Job, host: HostView, hosts: Sequence[HostView], now: float) -> Cost:
         """The price of giving `job` to `host`, which has a free slot; lower wins.
@@ -113,21 +119,41 @@ class PerJob:
     def _choose(
         self, job: Job, free: Sequence[HostView], eligible: Sequence[HostView], now: float
     ) -> Decision:
-        priced = [
-            (job.model not in host.resident, cost.total, self._rng.random(), host, cost)
-            for host in free
-            for cost in (self.cost(job, host, eligible, now),)
-        ]
-        priced.sort(key=lambda entry: entry[:3])
-        needs_load, _, _, host, cost = priced[0]
+        priced = [(host, self.cost(job, host, eligible, now)) for host in free]
+        self._rng.shuffle(priced)  # among hosts that were never used, any may be the first
+        priced.sort(key=lambda entry: (job.model not in entry[0].resident, entry[1].total))
+        host, cost = min(self._equal_to_first(job, priced), key=self._turn_of)
+        self._turn += 1
+        self._last_turn[host.spec.id] = self._turn
+        needs_load = job.model not in host.resident
         return Decision(
             job_id=job.id,
             host_id=host.spec.id,
             policy=self.name,
             cost=cost,
             reason=self.reason(job, host, cost, needs_load=needs_load, others=len(priced) - 1),
-            runners_up=tuple(Candidate(entry[3].spec.id, entry[4]) for entry in priced[1:]),
+            runners_up=tuple(
+                Candidate(other.spec.id, price) for other, price in priced if other is not host
+            ),
         )
+
+    def _turn_of(self, entry: tuple[HostView, Cost]) -> int:
+        """The turn in which the host was last used; 0 = never."""
+        return self._last_turn.get(entry[0].spec.id, 0)
+
+    @staticmethod
+    def _equal_to_first(
+        job: Job, priced: Sequence[tuple[HostView, Cost]]
+    ) -> list[tuple[HostView, Cost]]:
+        """The first and those that are as good, all in memory or none."""
+        best, cheapest = priced[0]
+        is_resident = job.model in best.resident
+        return [
+            (host, cost)
+            for host, cost in priced
+            if (job.model in host.resident) is is_resident
+            and cost.total <= cheapest.total * TIE_RATIO
+        ]
 
     def reason(self, job: Job, host: HostView, cost: Cost, *, needs_load: bool, others: int) -> str:
         """One line that says why this host, for the header and the page."""
