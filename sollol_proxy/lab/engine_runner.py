@@ -27,7 +27,7 @@ class EngineRunner:
         self.model = model
         self._slots = 1 if model.is_embedder else slots
         self._free = asyncio.Semaphore(self._slots)
-        self._keep_alive_s = keep_alive_s
+        self._default_keep_alive_s = self._keep_alive_s = keep_alive_s
         self._host_lock = host_lock
         self._server: Any = None
         self._loading: asyncio.Future[Any] | None = None
@@ -50,10 +50,12 @@ class EngineRunner:
     async def loaded(self, keep_alive_s: float | None = None) -> AsyncIterator[str]:
         """The base address of the engine; the model stays in memory within the block.
 
-        keep_alive_s: sticks to the runner; None = as it is, < 0 = for ever.
+        keep_alive_s: sticks to the runner until it is gone; None = as it is, < 0 = for ever.
         """
         self._users += 1
         self._stop_timer()
+        if self._server is None and self._users == 1:
+            self._keep_alive_s = self._default_keep_alive_s
         if keep_alive_s is not None:
             self._keep_alive_s = keep_alive_s
         try:

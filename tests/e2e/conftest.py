@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from ollama import Client
 
 from sollol_proxy.lab.engine import CHAT_MODEL, EMBEDDING_MODEL, available
 from sollol_proxy.lab.simhost import SimModel, SimSpec
@@ -33,6 +34,13 @@ class Pool:
     def url(self) -> str:
         """Of the proxy."""
         return self.proxy.url
+
+    def unload_everywhere(self) -> None:
+        """Take the chat model out of every host's memory, whatever earlier tests left there."""
+        for host in self.hosts:
+            with Client(host.url) as client:
+                client.generate(self.chat_model, keep_alive=0)
+        self.proxy.until_not_resident(self.chat_model)
 
 
 # 5,000 tokens a second: an answer takes milliseconds, `ENDLESS` outlasts every test.

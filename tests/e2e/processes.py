@@ -1,4 +1,4 @@
-"""The real command and the lab hosts as child processes, so that clients of any kind can ask them."""
+"""The real command and the lab hosts as child processes, which clients of any kind can ask."""
 
 from __future__ import annotations
 
@@ -68,10 +68,6 @@ class Proxy:
     def until_hosts(self, holds: Callable[[list[Json]], bool]) -> list[Json]:
         """Wait until the hosts' states satisfy a condition."""
         return until(self.hosts, holds)
-
-    def until_resident(self, model: str) -> None:
-        """Wait until some host is known to hold the model."""
-        self.until_hosts(lambda hosts: any(_holds(host, model) for host in hosts))
 
     def until_not_resident(self, model: str) -> None:
         """Wait until no host is known to hold the model."""

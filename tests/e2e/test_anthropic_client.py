@@ -107,12 +107,11 @@ def check_overloaded(error: APIStatusError, words: str) -> None:
 def test_stream_that_a_host_cuts_raises_after_what_came(sim_pool: Pool) -> None:
     for host in sim_pool.hosts:
         host.fault("cut", after_records=3, count=1)
-    pieces = []
+    pieces: list[str] = []
     with (
         anthropic_at(sim_pool.url) as client,
-        pytest.raises(APIStatusError, match="broke off"),
         client.messages.stream(model=sim_pool.chat_model, **SHORT) as stream,
+        pytest.raises(APIStatusError, match="broke off"),
     ):
-        for piece in stream.text_stream:
-            pieces.append(piece)
+        pieces.extend(stream.text_stream)
     assert len(pieces) == 3

@@ -171,9 +171,7 @@ def test_interactive_run_loads_then_chats_with_its_history(
 
 
 def test_stop_takes_the_model_out_of_memory(command: httpx.Client, sim_pool: Pool) -> None:
-    for host in sim_pool.hosts:
-        with Client(host.url) as direct:
-            direct.generate(sim_pool.chat_model, keep_alive=0)
+    sim_pool.unload_everywhere()
     body = {"model": sim_pool.chat_model, "prompt": "", "suffix": "", **UNSET}
     assert command.post("/api/generate", json=body).json()["done_reason"] == "load"
     until(lambda: names_in_memory(command), lambda names: sim_pool.chat_model in names)

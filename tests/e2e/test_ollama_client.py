@@ -81,7 +81,7 @@ def test_show_tells_what_a_host_tells(pool: Pool, client: Client, host: Client) 
 
 
 def test_keep_alive_loads_and_unloads(pool: Pool, client: Client) -> None:
-    unload_everywhere(pool)
+    pool.unload_everywhere()
     assert client.generate(pool.chat_model, keep_alive="10m").done_reason == "load"
     rows = until(client.ps, lambda ps: pool.chat_model in models_of(ps)).models
     (loaded,) = [row for row in rows if row.model == pool.chat_model]
@@ -94,14 +94,6 @@ def test_keep_alive_loads_and_unloads(pool: Pool, client: Client) -> None:
     for lab_host in pool.hosts:
         with Client(lab_host.url) as direct:
             direct.generate(pool.chat_model, keep_alive="10m")
-
-
-def unload_everywhere(pool: Pool) -> None:
-    """Take the chat model out of every host's memory, whatever earlier tests left there."""
-    for lab_host in pool.hosts:
-        with Client(lab_host.url) as direct:
-            direct.generate(pool.chat_model, keep_alive=0)
-    pool.proxy.until_not_resident(pool.chat_model)
 
 
 def models_of(ps: ProcessResponse) -> list[str | None]:
@@ -127,8 +119,8 @@ def test_missing_model_is_refused_in_the_words_of_a_host(
     answers = []
     for asked in (host, client):
         with pytest.raises(ResponseError) as caught:
-            answer = getattr(asked, method)(model="Nosuch", **arguments)
-            list(answer)  # a stream raises when it is read
+            # A stream raises when it is read.
+            list(getattr(asked, method)(model="Nosuch", **arguments))
         answers.append((caught.value.status_code, caught.value.error))
     assert answers[0] == answers[1]
     assert answers[0][0] == 404
@@ -226,15 +218,16 @@ def test_leaving_a_stream_frees_the_slot_and_stops_the_host(sim_pool: Pool) -> N
 def test_stream_that_a_host_cuts_raises_after_what_came(sim_pool: Pool) -> None:
     for host in sim_pool.hosts:
         host.fault("cut", after_records=3, count=1)
-    said = []
-    with Client(sim_pool.url) as client, pytest.raises(ResponseError, match="broke off"):
-        for record in client.chat(sim_pool.chat_model, QUESTION, options=SHORT, stream=True):
-            said.append(record.message.content)
-    assert len(said) == 3
+    records: list[Any] = []
+    with Client(sim_pool.url) as client:
+        stream = client.chat(sim_pool.chat_model, QUESTION, options=SHORT, stream=True)
+        with pytest.raises(ResponseError, match="broke off"):
+            records.extend(stream)
+    assert [bool(record.message.content) for record in records] == [True] * 3
 
 
 def test_other_host_answers_when_the_first_fails(sim_pool: Pool) -> None:
-    unload_everywhere(sim_pool)
+    sim_pool.unload_everywhere()
     heads: list[Response] = []
     with Client(sim_pool.url, event_hooks={"response": [heads.append]}) as client:
         client.generate(sim_pool.chat_model, keep_alive="10m")

@@ -61,10 +61,10 @@ async def test_ollama_client_gets_its_tool_call(host: ReplayHost, proxy_url: str
     for url in (host.url, proxy_url):
         async with AsyncClient(url) as client:
             answer = await client.chat("tool", MESSAGES, tools=TOOLS)
-        calls.append(answer.message.tool_calls)
+        calls.append(list(answer.message.tool_calls or ()))
     check_equal_but_for_the_way(host.seen_at("/api/chat"))
     assert calls[0] == calls[1]
-    (call,) = calls[1] or ()
+    (call,) = calls[1]
     assert (call.function.name, call.function.arguments) == ("get_weather", {"city": "Paris"})
 
 

@@ -235,3 +235,10 @@ async def test_generation_stops_when_its_client_leaves(
             answer.close()
         after = await client.generate(CHAT_MODEL, "Hi", options={"num_predict": 1})
     assert after.eval_count == 1
+
+
+async def test_model_stays_in_memory_again_after_it_was_unloaded(client: AsyncClient) -> None:
+    await client.generate(CHAT_MODEL, "", keep_alive=0)
+    assert CHAT_MODEL not in {model.model for model in (await client.ps()).models}
+    await client.generate(CHAT_MODEL, "Hi", options=GREEDY)
+    assert CHAT_MODEL in {model.model for model in (await client.ps()).models}
