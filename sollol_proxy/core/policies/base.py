@@ -22,8 +22,8 @@ from sollol_proxy.core.types import (
     ResidentModel,
 )
 
-TIE_RATIO = 1.1
-"""Costs within a tenth of the best count as equal: learnt speeds are no more exact than that."""
+TIE_RATIO = 1.001
+"""Costs within a thousandth of the best count as equal: no measured figure is more exact."""
 
 
 class HostView(Protocol):
@@ -82,10 +82,9 @@ class PerJob:
     """Gives each job, in queue order, the cheapest host with a free slot.
 
     Subclasses write `cost`. Hosts that hold the model in memory come before hosts that would
-    have to load it, whatever the cost says: a load delays everybody behind it on that host. Hosts
-    whose costs differ by less than `TIE_RATIO` count as equal and take turns, so that equal hosts
-    share evenly though their learnt figures are never quite the same, and a host that has come
-    back is used again.
+    have to load it, whatever the cost says: a load delays everybody behind it on that host. Ties
+    (`TIE_RATIO`) take turns, so that equal hosts share evenly and a host that has come back is
+    used again.
     """
 
     name: ClassVar[str] = ""

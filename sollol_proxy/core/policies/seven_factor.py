@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from random import Random
 from statistics import median
 
 from sollol_proxy.core.policies.base import HostView, PerJob
@@ -30,6 +31,10 @@ MB = 10**6
 LONG_JOB_MS = 5000.0
 URGENT = 7
 """Request priority from which load weighs more and preferred hosts more still."""
+
+SAME_SPEED = 1.1
+"""First tokens within this factor count as equally far. Else the last digit of what was measured
+would choose between equal hosts, and always the same one."""
 
 DEFAULT_OUTPUT_TOKENS = 128
 """Output assumed where the request sets no limit, to tell long jobs from short ones."""
@@ -157,10 +162,17 @@ class SevenFactor(PerJob):
 
     name = "seven_factor"
 
+    def __init__(self, rng: Random) -> None:
+        super().__init__(rng)
+        self._compared: tuple[Job, Sequence[HostView]] | None = None
+        self._known_s: list[float] = []
+
     def cost(self, job: Job, host: HostView, hosts: Sequence[HostView], now: float) -> Cost:
         """The score's inverse, each factor a term with its multiplier."""
         request = _request(job, host)
-        parts = factors(request, _measured(job, host, hosts))
+        own_s = host.first_token_s(job.model, job.prompt_tokens_est)
+        latency_ms = _latency_ms(own_s, self._first_tokens_s(job, hosts))
+        parts = factors(request, _measured(job, host, latency_ms))
         value = BASELINE
         for factor in parts:
             value *= factor.multiplier
@@ -168,6 +180,18 @@ class SevenFactor(PerJob):
         value = max(value, 1e-6)
         terms = tuple(Term(factor.name, factor.multiplier, factor.text) for factor in parts)
         return Cost(total=BASELINE / value, terms=terms, score=value)
+
+    def _first_tokens_s(self, job: Job, hosts: Sequence[HostView]) -> list[float]:
+        """Expected first tokens of the hosts that were measured, sorted; read once a job."""
+        if self._compared is None or self._compared[0] is not job or self._compared[1] is not hosts:
+            self._compared = (job, hosts)
+            self._known_s = sorted(
+                first_token_s
+                for host in hosts
+                if (first_token_s := host.first_token_s(job.model, job.prompt_tokens_est))
+                is not None
+            )
+        return self._known_s
 
 
 def _request(job: Job, host: HostView) -> Request:
@@ -184,28 +208,35 @@ def _request(job: Job, host: HostView) -> Request:
     )
 
 
-def _measured(job: Job, host: HostView, hosts: Sequence[HostView]) -> Measured:
+def _measured(job: Job, host: HostView, latency_ms: float | None) -> Measured:
     ratio = host.success_ratio
     return Measured(
         free_mb=_free_mb(job, host),
         success_ratio=1.0 if ratio is None else ratio,
-        latency_ms=_latency_ms(job, host, hosts),
+        latency_ms=latency_ms,
         load=min(host.in_flight / host.slots(job.model), 1.0),
         priority=host.spec.priority,
         prefers_task=job.task_type in host.spec.tasks,
     )
 
 
-def _latency_ms(job: Job, host: HostView, hosts: Sequence[HostView]) -> float | None:
-    own = host.first_token_s(job.model, job.prompt_tokens_est)
-    if own is None:
-        known = [
-            first_token_s
-            for other in hosts
-            if (first_token_s := other.first_token_s(job.model, job.prompt_tokens_est)) is not None
-        ]
-        own = median(known) if known else None
-    return None if own is None else own * 1000
+def _latency_ms(own_s: float | None, known_s: Sequence[float]) -> float | None:
+    """What the score takes for a host's first token; the pool's median if it was not measured.
+
+    Sorted times that lie close together form a group and all count as its first: the shortest
+    time that is not within `SAME_SPEED` of the group before.
+    """
+    if not known_s:
+        return None
+    if own_s is None:
+        own_s = median(known_s)
+    first_s = 0.0
+    for value_s in known_s:
+        if value_s > own_s:
+            break
+        if value_s > first_s * SAME_SPEED:
+            first_s = value_s
+    return (first_s or own_s) * 1000
 
 
 def _free_mb(job: Job, host: HostView) -> float | None:

@@ -182,6 +182,19 @@ def test_unmeasured_host_counts_as_the_median_of_the_measured() -> None:
     assert totals["fast"] < totals["mid"] < totals["slow"]
 
 
+def test_hosts_of_nearly_the_same_speed_take_turns() -> None:
+    one, two, far = (entry(spec(name, slots=99)) for name in ("one", "two", "far"))
+    for host, speed in ((one, 1000.0), (two, 1070.0), (far, 300.0)):
+        teach(host, speed)
+    policy = SevenFactor(Random(0))
+    chosen = []
+    for number in range(6):
+        [decision] = policy.plan([job(f"{number}", prompt_tokens_est=200)], [one, two, far], 0.0)
+        chosen.append(decision.host_id)
+    assert sorted(chosen[:2]) == ["one", "two"]
+    assert chosen[:2] == chosen[2:4] == chosen[4:]
+
+
 def test_memory_that_other_models_use_is_not_free() -> None:
     host = entry(spec("a", memory_bytes=24 * 10**9))
     other = ResidentModel("other:1", "d", 20 * 10**9, 20 * 10**9)
