@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from ollama import Client
 
-from sollol_proxy.lab.engine import CHAT_MODEL, EMBEDDING_MODEL, available
+from sollol_proxy.lab.engine import CHAT_MODEL, EMBEDDING_MODEL
 from sollol_proxy.lab.simhost import SimModel, SimSpec
 from tests.e2e.processes import LabHost, Proxy, lab_hosts, serving
 
@@ -85,8 +85,6 @@ def sim_pool(lasting_sim_pool: Pool) -> Pool:
 
 @pytest.fixture(scope="session")
 def lasting_real_pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
-    if reason := available():
-        pytest.skip(reason)
     with (
         lab_hosts("sollol_proxy.lab.engine", [[], []]) as hosts,
         serving(tmp_path_factory.mktemp("real-pool"), [host.url for host in hosts]) as proxy,

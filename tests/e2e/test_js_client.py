@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,8 @@ from ollama import Client
 from tests.e2e.conftest import ENDLESS_TOKENS, Pool
 
 SCRIPT = Path(__file__).parent / "js" / "client.mjs"
-INSTALLED = SCRIPT.parent / "node_modules" / "ollama"
 
-pytestmark = [
-    pytest.mark.node,
-    pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed"),
-    pytest.mark.skipif(not INSTALLED.exists(), reason="`make test` installs the npm client"),
-]
+pytestmark = pytest.mark.node
 
 SHORT = {"temperature": 0, "num_predict": 8}
 MESSAGES = [{"role": "user", "content": "Name a colour."}]

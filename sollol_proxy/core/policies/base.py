@@ -7,6 +7,7 @@ not its business: the scheduler checks every decision and refuses a plan that ov
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from random import Random
 from typing import ClassVar, Protocol
@@ -78,7 +79,7 @@ class Policy(Protocol):
         """Decisions for jobs that start now, each naming a job of `waiting` at most once."""
 
 
-class PerJob:
+class PerJob(ABC):
     """Gives each job, in queue order, the cheapest host with a free slot.
 
     Subclasses write `cost`. Hosts that hold the model in memory come before hosts that would
@@ -94,12 +95,12 @@ class PerJob:
         self._turn = 0
         self._last_turn: dict[str, int] = {}
 
+    @abstractmethod
     def cost(self, job: Job, host: HostView, hosts: Sequence[HostView], now: float) -> Cost:
         """The price of giving `job` to `host`, which has a free slot; lower wins.
 
         hosts: all that are eligible for the job, busy ones included, for comparison.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no cost")
 
     def plan(self, waiting: Sequence[Job], hosts: Sequence[HostView], now: float) -> list[Decision]:
         """One decision for each job that finds a free slot, in queue order."""
