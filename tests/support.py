@@ -17,7 +17,7 @@ from sollol_proxy.server.app import build_app
 from sollol_proxy.server.lifecycle import make_runner
 from sollol_proxy.server.services import SERVICES, Services
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 """How long a condition may take to come true before a test gives up; not a measure of speed."""
 
 QUICK_PROBES = {"interval": 0.05, "tags_interval": 0.05, "timeout": 2.0}

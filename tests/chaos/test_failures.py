@@ -73,7 +73,7 @@ async def storm(slots: int) -> AsyncIterator[Storm]:
         }
         config = make_config(
             *({"url": child.url, "id": name, "slots": slots} for name, child in children.items()),
-            limits={"connect": 0.3},
+            limits={"connect": 2.0},
             probes={"timeout": 1.0},
         )
         proxy = await stack.enter_async_context(running_proxy(config))
