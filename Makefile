@@ -40,7 +40,7 @@ help:  ## list the targets
 
 .PHONY: setup
 setup: $(INSTALLED)  ## make .venv and install everything; quick when nothing changed
-	@$(MAKE) --no-print-directory $(ENGINE) || echo \
+	@$(MAKE) --no-print-directory --silent $(ENGINE) || echo \
 	'The engine of the real model does not install on this machine (its error is above).' \
 	'Everything else works: `make demo` takes simulated hosts instead.'
 
@@ -96,7 +96,7 @@ $(ENGINE): $(INSTALLED)
 
 .PHONY: engine
 engine: $(INSTALLED)
-	@$(MAKE) --no-print-directory $(ENGINE) || { echo \
+	@$(MAKE) --no-print-directory --silent $(ENGINE) || { echo \
 	'The tests marked real_model need the engine, which does not install on this machine (its' \
 	'error is above). To run all others: make test WITHOUT_ENGINE=1' >&2; exit 1; }
 
