@@ -104,8 +104,6 @@ class Phase(StrEnum):
     """No connection in time: a dead host, or one too busy to accept."""
     HEAD = "head"
     """Connected and (partly) sent; no complete answer head came."""
-    STATUS = "status"
-    """The host answered with a status that another host may do better."""
     BODY = "body"
     """The head came, and the connection ended before the first body byte."""
 

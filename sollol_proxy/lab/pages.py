@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 
 from aiohttp import web
@@ -21,7 +22,7 @@ from sollol_proxy.lab.shapes import encode, encode_line
 from sollol_proxy.ollama.names import canonical
 
 
-class StatusPages:
+class StatusPages(ABC):
     """The handlers. A kind of host says which models are in memory.
 
     listings: by canonical name.
@@ -31,9 +32,9 @@ class StatusPages:
         self._version = version
         self.listings = listings
 
+    @abstractmethod
     def residences(self) -> Iterable[Residence]:
         """The models in memory."""
-        raise NotImplementedError(f"{type(self).__name__} does not say what is in memory")
 
     def add_to(self, app: web.Application) -> None:
         """Register the routes."""
