@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from sollol_proxy.core.types import HostState, RequestRecord, Snapshot
+from sollol_proxy.core.snapshots import Snapshot
+from sollol_proxy.core.types import HostState, RequestRecord
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -12,7 +12,8 @@ from typing import Any
 from aiohttp import web
 
 from sollol_proxy.config.schema import Config
-from sollol_proxy.core.types import HostState, Snapshot
+from sollol_proxy.core.snapshots import Snapshot
+from sollol_proxy.core.types import HostState
 from sollol_proxy.server.app import build_app
 from sollol_proxy.server.lifecycle import make_runner
 from sollol_proxy.server.services import SERVICES, Services

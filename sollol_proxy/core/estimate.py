@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sollol_proxy.core.types import Observation, Spread
+from sollol_proxy.core.snapshots import Spread
+from sollol_proxy.core.types import Observation
 
 SAMPLE_WEIGHT = 0.15
 """Weight of one sample in a geometric average: a host that changed is believed after about ten."""

@@ -18,10 +18,10 @@ from sollol_proxy.core.estimate import (
     phases,
 )
 from sollol_proxy.core.health import Health, HealthRules
+from sollol_proxy.core.snapshots import HostSnapshot
 from sollol_proxy.core.types import (
     AttemptResult,
     HostReport,
-    HostSnapshot,
     HostSpec,
     HostState,
     InstalledModel,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from sollol_proxy.core.estimate import DecayedMean, RunningSpread
-from sollol_proxy.core.types import Job, LearntRow, Observation, TaskType
+from sollol_proxy.core.snapshots import LearntRow
+from sollol_proxy.core.types import Job, Observation, TaskType
 
 MAX_ROWS = 500
 """Task types × models kept; names come from clients, so the table has to be bounded."""

@@ -26,6 +26,7 @@ from sollol_proxy.core.learnt import Learnt
 from sollol_proxy.core.policies.base import Policy
 from sollol_proxy.core.policies.least_in_flight import LeastInFlight
 from sollol_proxy.core.queue import Lane, Queue
+from sollol_proxy.core.snapshots import Snapshot, WaitingJob
 from sollol_proxy.core.types import (
     AttemptResult,
     Cost,
@@ -42,8 +43,6 @@ from sollol_proxy.core.types import (
     ProbeNow,
     Recall,
     Refuse,
-    Snapshot,
-    WaitingJob,
 )
 
 LOOKED_AT = 32

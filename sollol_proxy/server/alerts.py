@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from sollol_proxy.config.schema import AlertsSection
-from sollol_proxy.core.types import HostSnapshot, HostState, Snapshot
+from sollol_proxy.core.snapshots import HostSnapshot, Snapshot
+from sollol_proxy.core.types import HostState
 from sollol_proxy.server.figures import before, duration, percent, plural
 
 

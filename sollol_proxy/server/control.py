@@ -9,7 +9,7 @@ import aiohttp_jinja2
 from aiohttp import web
 
 from sollol_proxy import __version__
-from sollol_proxy.core.types import Snapshot
+from sollol_proxy.core.snapshots import Snapshot
 from sollol_proxy.metrics import CONTENT_TYPE
 from sollol_proxy.server import status, views
 from sollol_proxy.server.alerts import Standing, alerts, standing

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 
 from sollol_proxy.core.scheduler import Scheduler
+from sollol_proxy.core.snapshots import Snapshot
 from sollol_proxy.core.types import (
     AttemptResult,
     Decision,
@@ -22,7 +23,6 @@ from sollol_proxy.core.types import (
     Outcome,
     ProbeNow,
     Refuse,
-    Snapshot,
 )
 from sollol_proxy.errors import (
     ClientGone,

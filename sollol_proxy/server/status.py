@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sollol_proxy.config.schema import AlertsSection
-from sollol_proxy.core.types import HostState, RequestRecord, Snapshot
+from sollol_proxy.core.snapshots import Snapshot
+from sollol_proxy.core.types import HostState, RequestRecord
 from sollol_proxy.server.alerts import Severity, Standing, alerts, standing, states_in_words
 from sollol_proxy.server.figures import (
     NOTHING,

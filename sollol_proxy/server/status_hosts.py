@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sollol_proxy.core.types import HostSnapshot, HostState, ResidentModel
+from sollol_proxy.core.snapshots import HostSnapshot
+from sollol_proxy.core.types import HostState, ResidentModel
 from sollol_proxy.server.alerts import retry_in_words
 from sollol_proxy.server.figures import (
     NOTHING,

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from statistics import median
 
 from sollol_proxy.config.schema import AlertsSection
-from sollol_proxy.core.types import RequestRecord, Snapshot
+from sollol_proxy.core.snapshots import Snapshot
+from sollol_proxy.core.types import RequestRecord
 from sollol_proxy.server.alerts import states_in_words
 from sollol_proxy.server.figures import count, duration, instant, percent, plural, size
 from sollol_proxy.server.request_row import TONES, Tone

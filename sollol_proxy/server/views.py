@@ -5,15 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sollol_proxy.core.types import (
-    Cost,
-    Decision,
-    HostSnapshot,
-    LearntRow,
-    Observation,
-    RequestRecord,
-    Snapshot,
-)
+from sollol_proxy.core.snapshots import HostSnapshot, LearntRow, Snapshot
+from sollol_proxy.core.types import Cost, Decision, Observation, RequestRecord
 from sollol_proxy.server.alerts import Alert, standing
 
 Json = dict[str, Any]

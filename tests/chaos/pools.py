@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sollol_proxy.core.types import HostSnapshot, Snapshot
+from sollol_proxy.core.snapshots import HostSnapshot, Snapshot
 from sollol_proxy.lab.simhost import SimModel, SimSpec
 from tests.chaos.asking import MODEL
 

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession
 
-from sollol_proxy.core.types import HostState, Snapshot
+from sollol_proxy.core.snapshots import Snapshot
+from sollol_proxy.core.types import HostState
 from sollol_proxy.lab.process import Child
 from sollol_proxy.lab.simhost import SimHost, spawned_simhost
 from tests.chaos.asking import GENERATE, Answer, ask, ask_all, bodies, get_json

@@ -8,27 +8,23 @@ from html.parser import HTMLParser
 from hypothesis import strategies as st
 
 from sollol_proxy.config.schema import AlertsSection
+from sollol_proxy.core.snapshots import HostSnapshot, LearntRow, Snapshot, Spread, WaitingJob
 from sollol_proxy.core.types import (
     Candidate,
     Complexity,
     Cost,
     Decision,
-    HostSnapshot,
     HostSpec,
     HostState,
     InstalledModel,
     Job,
     JobKind,
-    LearntRow,
     Observation,
     Outcome,
     RequestRecord,
     ResidentModel,
-    Snapshot,
-    Spread,
     TaskType,
     Term,
-    WaitingJob,
 )
 from sollol_proxy.server import templates
 from sollol_proxy.server.request_page import RequestView

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from sollol_proxy.core.types import HostState, Snapshot
+from sollol_proxy.core.snapshots import Snapshot
+from sollol_proxy.core.types import HostState
 from sollol_proxy.server.alerts import AlertKind, Severity, Standing, alerts, standing
 from tests.server.samples import EJECTED, HEALTHY, NOW, SECTION, numbered, pool
 

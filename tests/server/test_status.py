@@ -11,6 +11,7 @@ from aiohttp import ClientSession
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sollol_proxy.core.snapshots import Snapshot, WaitingJob
 from sollol_proxy.core.types import (
     HostSpec,
     HostState,
@@ -18,8 +19,6 @@ from sollol_proxy.core.types import (
     Outcome,
     RequestRecord,
     ResidentModel,
-    Snapshot,
-    WaitingJob,
 )
 from sollol_proxy.server import control, status
 from sollol_proxy.server.alerts import alerts
