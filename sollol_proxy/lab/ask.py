@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sollol_proxy.ollama.names import is_valid
+
 GENERATE = "/api/generate"
 CHAT = "/api/chat"
 EMBED = "/api/embed"
@@ -44,12 +46,24 @@ _DURATION_PART = re.compile(r"(\d+\.?\d*|\.\d+)(h|ms|us|µs|ns|m|s)")
 
 
 class AskError(Exception):
-    """A request that Ollama answers with an error of this status and text."""
+    """A request that Ollama answers with an error of this status and text.
 
-    def __init__(self, status: int, message: str) -> None:
+    extra: members beside the text. is_native: in native shape whatever the route's dialect.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        extra: Mapping[str, str] | None = None,
+        is_native: bool = False,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
+        self.extra = extra or {}
+        self.is_native = is_native
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +104,15 @@ def read_ask(path: str, body: bytes) -> Ask:
     Raises:
         AskError: Ollama refuses it before it looks for the model.
     """
-    fields = _decode(path, body)
+    fields = read_fields(path, body)
     model = str(fields.get("model") or "").strip()
     if not model:
         if path in _NAME_IS_REQUIRED:
             raise AskError(400, "model is required")
         raise AskError(404, "model '' not found")
+    refuse_two_sources(model)
+    if not is_valid(model):
+        raise AskError(400, "invalid model name")
     _check_required(path, fields)
     inputs = _inputs(path, fields)
     prompt = "".join(inputs) if path in EMBEDDING_PATHS else _prompt(path, fields)
@@ -112,6 +129,34 @@ def read_ask(path: str, body: bytes) -> Ask:
         is_load=not prompt and path in _LOADING_PATHS,
         body=fields,
     )
+
+
+def read_fields(path: str, body: bytes) -> dict[str, Any]:
+    """The object in a request's body; keys in lower case, as Go does not tell case.
+
+    Raises:
+        AskError: there is none.
+    """
+    if not body.strip():
+        raise AskError(400, "EOF" if path.startswith("/v1/") else "missing request body")
+    try:
+        # Only the first value counts, as with Go's decoder.
+        fields, _ = json.JSONDecoder().raw_decode(body.decode(errors="replace").lstrip())
+    except ValueError as error:
+        raise AskError(400, str(error)) from error
+    if not isinstance(fields, dict):
+        raise AskError(400, "json: cannot unmarshal value into Go value of type api.Request")
+    return {name.lower(): value for name, value in fields.items()}
+
+
+def refuse_two_sources(name: str) -> None:
+    """Refuse a name that wants a model both from here and from the cloud.
+
+    Raises:
+        AskError: it does.
+    """
+    if {"cloud", "local"} <= set(name.strip().lower().split(":")[1:]):
+        raise AskError(400, f"use either :local or :cloud, not both: {json.dumps(name)}")
 
 
 def duration_s(text: str) -> float:
@@ -140,19 +185,6 @@ def text_of(content: Any) -> str:
     if isinstance(content, Sequence):
         return "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
     return ""
-
-
-def _decode(path: str, body: bytes) -> dict[str, Any]:
-    if not body.strip():
-        raise AskError(400, "EOF" if path.startswith("/v1/") else "missing request body")
-    try:
-        # Only the first value counts, as with Go's decoder.
-        fields, _ = json.JSONDecoder().raw_decode(body.decode(errors="replace").lstrip())
-    except ValueError as error:
-        raise AskError(400, str(error)) from error
-    if not isinstance(fields, dict):
-        raise AskError(400, "json: cannot unmarshal value into Go value of type api.Request")
-    return fields
 
 
 def _check_required(path: str, fields: Mapping[str, Any]) -> None:

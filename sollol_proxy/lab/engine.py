@@ -3,6 +3,8 @@
 `smollm2:135m` chats (badly) and `all-minilm:latest` makes vectors (well), from packages of PyPI
 alone, on one CPU thread each. Records, figures and errors are shaped as Ollama's; a request whose
 client leaves stops; models load on demand and leave when they have been idle for their time.
+Models can be copied, deleted, and created from one another, as on a host without a way to the
+internet.
 `/v1/*` text routes are passed to llama.cpp's own server, so those answers are in its words.
 Not offered: tools, thinking, images, `template`, and `num_ctx` (a slot has a fixed length).
 
@@ -16,15 +18,15 @@ import asyncio
 import socket
 import time
 from collections.abc import Sequence
-from contextlib import aclosing
-from dataclasses import replace
 from typing import Self
 
 from aiohttp import ClientConnectionError, ClientSession, ClientTimeout, web
 
+from sollol_proxy.lab.account import Account, AccountPages
 from sollol_proxy.lab.ask import (
     CHAT,
     EMBED,
+    EMBEDDING_PATHS,
     EMBEDDINGS,
     GENERATE,
     V1_CHAT,
@@ -36,17 +38,29 @@ from sollol_proxy.lab.ask import (
     AskError,
     read_ask,
 )
+from sollol_proxy.lab.disk import Disk
+from sollol_proxy.lab.engine_answer import Clock, answer_text, loaded_reply, pass_on
 from sollol_proxy.lab.engine_models import CHAT_MODEL, EMBEDDING_MODEL, MODELS, available
 from sollol_proxy.lab.engine_pages import EnginePages
 from sollol_proxy.lab.engine_runner import EngineRunner
-from sollol_proxy.lab.engine_text import Piece, pieces, raise_for_engine_error
+from sollol_proxy.lab.engine_variants import KnownFiles, NoTarget, with_settings
 from sollol_proxy.lab.engine_vectors import vectors
+from sollol_proxy.lab.faults import Faults
+from sollol_proxy.lab.inventory import Listing
+from sollol_proxy.lab.manage import ManageRoutes, Stock
 from sollol_proxy.lab.process import Child, add_process_arguments, announce_and_wait, spawned
-from sollol_proxy.lab.replies import drop_server_header, error_reply, go_router_errors, json_reply
-from sollol_proxy.lab.shapes import BROKEN, JSON_TYPE, NativeShape, Result, encode_line
-from sollol_proxy.lab.shapes_v1 import shape_for
+from sollol_proxy.lab.pulls import NoSource
+from sollol_proxy.lab.replies import (
+    ask_errors,
+    drop_server_header,
+    error_reply,
+    go_router_errors,
+    json_reply,
+)
+from sollol_proxy.lab.shapes import BROKEN, JSON_TYPE, NativeShape, Result
+from sollol_proxy.lab.simstats import Tally
 from sollol_proxy.lab.vectors import embedding_body
-from sollol_proxy.ollama.names import canonical
+from sollol_proxy.ollama.names import canonical, is_cloud
 
 __all__ = ["CHAT_MODEL", "EMBEDDING_MODEL", "EngineHost", "available", "spawned_engine"]
 
@@ -55,7 +69,6 @@ _NO_TIMEOUT = ClientTimeout(total=None)
 # The engine repeats the prompt in one line at the end of an answer.
 _READ_BUFFER_BYTES = 2**20
 _NATIVE_TEXT = (GENERATE, CHAT)
-_EMBEDDING = (EMBED, EMBEDDINGS, V1_EMBEDDINGS)
 _PASSED_ON = (V1_CHAT, V1_COMPLETIONS, V1_RESPONSES, V1_MESSAGES)
 
 
@@ -80,6 +93,9 @@ class EngineHost:
             )
             for key in models
         }
+        self._disk = Disk()
+        self._account = Account("engine", offline=True)
+        self._loaded_as: dict[str, Listing] = {}
         self._runner: web.AppRunner | None = None
         self._port = 0
 
@@ -97,14 +113,8 @@ class EngineHost:
 
     async def start(self, port: int = 0) -> None:
         """Find the model files and listen on 127.0.0.1; nothing is loaded yet."""
-        listings = {key: runner.model.listing() for key, runner in self._runners.items()}
-        app = web.Application(middlewares=[go_router_errors], client_max_size=2**30)
-        app.on_response_prepare.append(drop_server_header)
-        for path in (*_NATIVE_TEXT, *_EMBEDDING, *_PASSED_ON):
-            app.router.add_post(path, self._handle)
-        EnginePages(self._runners, listings).add_to(app)
         self._runner = web.AppRunner(
-            app,
+            self._app(),
             handler_cancellation=True,
             access_log=None,
             shutdown_timeout=_SHUTDOWN_TIMEOUT_S,
@@ -124,30 +134,51 @@ class EngineHost:
         for runner in self._runners.values():
             runner.close()
 
+    def _app(self) -> web.Application:
+        app = web.Application(middlewares=[go_router_errors, ask_errors], client_max_size=2**30)
+        app.on_response_prepare.append(drop_server_header)
+        for path in (*_NATIVE_TEXT, *sorted(EMBEDDING_PATHS), *_PASSED_ON):
+            app.router.add_post(path, self._handle)
+        disk, account, no_faults = self._disk, self._account, Faults()
+        listings = [runner.model.listing() for runner in self._runners.values()]
+        for listing in listings:
+            disk.put(listing)
+        EnginePages(disk, account, self._runners, self._loaded_as).add_to(app)
+        stock = Stock(disk, NoSource(disk), NoTarget(), KnownFiles(listings), account)
+        ManageRoutes(stock, no_faults, Tally()).add_to(app)
+        AccountPages(account, no_faults).add_to(app)
+        return app
+
     async def _handle(self, request: web.Request) -> web.StreamResponse:
+        ask = read_ask(request.path, await request.read())
+        listing = self._find(ask)
+        runner = self._runners[listing.weights]
+        if ask.is_unload:
+            runner.unload()
+            return json_reply(NativeShape(ask).whole("", Result("unload")), JSON_TYPE)
+        if not runner.is_loaded:
+            self._loaded_as[listing.weights] = listing
         try:
-            ask = read_ask(request.path, await request.read())
-            runner = self._find(ask)
-            if ask.is_unload:
-                runner.unload()
-                return json_reply(NativeShape(ask).whole("", Result("unload")), JSON_TYPE)
-            return await self._run(request, ask, runner)
-        except AskError as error:
-            return error_reply(request.path, error.status, error.message)
+            return await self._run(request, with_settings(ask, listing), runner)
         except ClientConnectionError:
             return error_reply(request.path, 500, BROKEN)
 
-    def _find(self, ask: Ask) -> EngineRunner:
-        runner = self._runners.get(canonical(ask.model))
-        if runner is None:
+    def _find(self, ask: Ask) -> Listing:
+        if is_cloud(ask.model):
+            self._account.require("remote model is unavailable", is_native=True)
+        listing = self._disk.find(ask.model)
+        if listing is None:
             if ask.is_embedding:
                 raise AskError(404, f'model "{ask.model}" not found, try pulling it first')
             raise AskError(404, f"model '{ask.model}' not found")
+        if ask.is_unload:  # comes before what a model can do
+            return listing
+        runner = self._runners[listing.weights]
         verb = {GENERATE: "generate", EMBED: "embed", EMBEDDINGS: "embed"}.get(ask.path, "chat")
         if runner.model.is_embedder != ask.is_embedding:
             raise AskError(400, f'"{ask.model}" does not support {verb}')
         _refuse_unsupported(ask, runner)
-        return runner
+        return listing
 
     async def _run(
         self, request: web.Request, ask: Ask, runner: EngineRunner
@@ -156,7 +187,7 @@ class EngineHost:
         async with runner.loaded(ask.keep_alive_s) as engine_url:
             load_s = time.monotonic() - began_s
             if ask.is_load:
-                return _loaded_reply(ask)
+                return loaded_reply(ask)
             async with (
                 runner.slot(),
                 ClientSession(
@@ -164,91 +195,16 @@ class EngineHost:
                 ) as session,
             ):
                 if ask.path in _PASSED_ON:
-                    return await _pass_on(request, ask, session)
-                clock = _Clock(began_s, load_s)
-                if ask.path in _EMBEDDING:
+                    return await pass_on(request, ask, session)
+                clock = Clock(began_s, load_s)
+                if ask.path in EMBEDDING_PATHS:
                     numbers, prompt_tokens = await vectors(
                         session, ask, runner.model.context_length
                     )
                     result = clock.complete(Result("", prompt_tokens=prompt_tokens))
                     content_type = JSON_TYPE if ask.path != V1_EMBEDDINGS else "application/json"
                     return json_reply(embedding_body(ask, numbers, result), content_type)
-                return await _answer_text(request, ask, session, clock)
-
-
-class _Clock:
-    """The two durations that the engine does not know."""
-
-    def __init__(self, began_s: float, load_s: float) -> None:
-        self._began_s = began_s
-        self._load_s = load_s
-
-    def complete(self, result: Result) -> Result:
-        """The result with the total until now and the time until a runner was ready."""
-        return replace(result, load_s=self._load_s, total_s=time.monotonic() - self._began_s)
-
-
-def _loaded_reply(ask: Ask) -> web.Response:
-    if ask.path in _EMBEDDING:
-        return json_reply(embedding_body(ask, [], Result("load")))
-    shape = shape_for(ask)
-    return json_reply(shape.whole("", Result("load")), shape.json_type)
-
-
-async def _answer_text(
-    request: web.Request, ask: Ask, session: ClientSession, clock: _Clock
-) -> web.StreamResponse:
-    """A native answer, streamed or whole.
-
-    Until the first piece an error has a status of its own; later it is a record.
-    """
-    shape = NativeShape(ask)
-    async with aclosing(pieces(session, ask)) as answer:
-        if not ask.stream:
-            return _answer_whole([piece async for piece in answer], shape, clock)
-        first = await anext(answer, None)
-        response = web.StreamResponse(headers={"Content-Type": shape.content_type})
-        await response.prepare(request)
-        if first is not None:
-            await _write(response, shape, first, clock)
-        try:
-            async for piece in answer:
-                await _write(response, shape, piece, clock)
-        except AskError as error:
-            await response.write(encode_line({"error": error.message}))
-        except ClientConnectionError:
-            await response.write(encode_line({"error": BROKEN}))
-        await response.write_eof()
-        return response
-
-
-async def _write(
-    response: web.StreamResponse, shape: NativeShape, piece: Piece, clock: _Clock
-) -> None:
-    if piece.text:
-        await response.write(shape.token(piece.text))
-    if piece.result is not None:
-        for record in shape.end(clock.complete(piece.result)):
-            await response.write(record)
-
-
-def _answer_whole(answer_pieces: list[Piece], shape: NativeShape, clock: _Clock) -> web.Response:
-    text = "".join(piece.text for piece in answer_pieces)
-    result = answer_pieces[-1].result if answer_pieces else None
-    return json_reply(shape.whole(text, clock.complete(result) if result else None))
-
-
-async def _pass_on(request: web.Request, ask: Ask, session: ClientSession) -> web.StreamResponse:
-    """The engine's own answer to the same body, as it comes."""
-    async with session.post(ask.path, json=ask.body) as upstream:
-        await raise_for_engine_error(upstream)
-        headers = {"Content-Type": upstream.headers.get("Content-Type", "application/json")}
-        response = web.StreamResponse(headers=headers)
-        await response.prepare(request)
-        async for chunk in upstream.content.iter_any():
-            await response.write(chunk)
-        await response.write_eof()
-        return response
+                return await answer_text(request, ask, session, clock)
 
 
 def _refuse_unsupported(ask: Ask, runner: EngineRunner) -> None:

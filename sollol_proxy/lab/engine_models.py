@@ -10,7 +10,8 @@ from importlib import util
 from pathlib import Path
 
 from sollol_proxy.lab import gguf_minilm
-from sollol_proxy.lab.inventory import Listing
+from sollol_proxy.lab.inventory import Layer, Listing
+from sollol_proxy.ollama.names import canonical
 
 CHAT_MODEL = "smollm2:135m"
 EMBEDDING_MODEL = "all-minilm:latest"
@@ -66,6 +67,8 @@ class EngineModel:
                 f"{self.architecture}.context_length": self.trained_context_length,
                 f"{self.architecture}.embedding_length": self.embedding_length,
             },
+            weights=canonical(self.name),
+            layers=(Layer("model", f"sha256:{digest}", status.st_size),),
         )
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 
+from sollol_proxy.lab.account import Account
+from sollol_proxy.lab.ask import AskError
+from sollol_proxy.lab.disk import Disk
 from sollol_proxy.lab.engine_runner import EngineRunner
 from sollol_proxy.lab.inventory import Listing, Residence
 from sollol_proxy.lab.pages import StatusPages
@@ -14,13 +17,19 @@ _VERSION = "0.33.0"
 
 
 class EnginePages(StatusPages):
-    """Answers from the runners."""
+    """Answers from the disk and the runners."""
 
     def __init__(
-        self, runners: Mapping[str, EngineRunner], listings: Mapping[str, Listing]
+        self,
+        disk: Disk,
+        account: Account,
+        runners: Mapping[str, EngineRunner],
+        loaded_as: Mapping[str, Listing],
     ) -> None:
-        super().__init__(_VERSION, listings)
+        """runners, loaded_as: by weights; the model in whose name each was loaded last."""
+        super().__init__(_VERSION, disk, account)
         self._runners = runners
+        self._loaded_as = loaded_as
 
     def residences(self) -> Iterator[Residence]:
         """The models in memory: all of it the CPU's."""
@@ -29,9 +38,13 @@ class EnginePages(StatusPages):
             if runner.is_loaded:
                 left_s = runner.expires_in_s
                 yield Residence(
-                    listing=self.listings[key],
-                    size_bytes=self.listings[key].size_bytes,
+                    listing=self._loaded_as[key],
+                    size_bytes=self._loaded_as[key].size_bytes,
                     vram_bytes=0,
                     context_length=runner.model.context_length,
                     expires_at=None if left_s is None else now + timedelta(seconds=left_s),
                 )
+
+    def cloud_listing(self, name: str) -> Listing:
+        """Never asked: the cloud is switched off on this host."""
+        raise AskError(404, f"model '{name}' not found")

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib import request
 
 from sollol_proxy.lab.engine_models import EngineModel
 
@@ -13,6 +14,7 @@ from sollol_proxy.lab.engine_models import EngineModel
 # them are several times slower than one.
 _THREADS = 1
 _QUIET = 0
+_ANSWER_TIMEOUT_S = 30.0
 
 
 class EngineRunner:
@@ -130,4 +132,16 @@ def _start(model: EngineModel, slots: int) -> Any:
         params.embedding = True
         # An input has to fit one batch.
         params.n_batch = params.n_ubatch = model.context_length
-    return xllamacpp.Server(params)
+    server = xllamacpp.Server(params)
+    _wait_for_loop(server.listening_address)
+    return server
+
+
+def _wait_for_loop(address: str) -> None:
+    """Wait until the engine takes from its queue of tasks.
+
+    One that is told to end before it has begun to does not notice, and its owner waits for ever
+    (seen with xllamacpp 2026.10.11549). This question goes through the queue.
+    """
+    with request.urlopen(f"{address}/slots", timeout=_ANSWER_TIMEOUT_S) as answer:
+        answer.read()

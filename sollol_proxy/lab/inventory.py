@@ -7,14 +7,31 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from sollol_proxy.lab.modelfile import modelfile_text, parameter_lines
 from sollol_proxy.lab.shapes import timestamp
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A part of a model as it lies on the disk.
+
+    kind: `model`, `template`, `system`, `license`, `params`, `messages` or `config`.
+    digest: with `sha256:`.
+    """
+
+    kind: str
+    digest: str
+    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
     """What a host says about an installed model.
 
-    name: canonical. parameter_size: as Ollama prints it, `7.6B`. model_info: GGUF keys.
+    name: as Ollama spells it. digest: 64 hex digits. parameter_size: as Ollama prints it, `7.6B`.
+    model_info: GGUF keys. weights: equal for models that one runner can serve.
+    parent: the model that it was created from. parameters: Modelfile parameters.
+    remote_model, remote_host: of a stub, what stands for it elsewhere and where.
     """
 
     name: str
@@ -29,12 +46,32 @@ class Listing:
     capabilities: tuple[str, ...]
     model_info: Mapping[str, Any] = field(default_factory=dict)
     template: str = "{{ .Prompt }}"
+    weights: str = ""
+    layers: tuple[Layer, ...] = ()
+    parent: str = ""
+    system: str = ""
+    license: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    messages: tuple[Mapping[str, str], ...] = ()
+    remote_model: str = ""
+    remote_host: str = ""
 
-    def details(self) -> dict[str, Any]:
-        """The `details` object of ps and show."""
+    @property
+    def is_stub(self) -> bool:
+        """Whether another host stands behind it."""
+        return bool(self.remote_model)
+
+    def remote_fields(self) -> dict[str, str]:
+        """What lists and answers say of the other host; nothing for a model of this one."""
+        if not self.is_stub:
+            return {}
+        return {"remote_model": self.remote_model, "remote_host": self.remote_host}
+
+    def details(self, parent: str = "") -> dict[str, Any]:
+        """The `details` object; only show names the parent."""
         return {
-            "parent_model": "",
-            "format": "gguf",
+            "parent_model": parent,
+            "format": "" if self.is_stub else "gguf",
             "family": self.family,
             "families": [self.family],
             "parameter_size": self.parameter_size,
@@ -66,15 +103,29 @@ def ps_document(residences: Iterable[Residence]) -> dict[str, Any]:
 
 
 def show_document(listing: Listing) -> dict[str, Any]:
-    """`/api/show`."""
-    return {
-        "modelfile": f"FROM {listing.name}\nTEMPLATE {listing.template}\n",
+    """`/api/show`; what a model does not have is left out."""
+    document = {
+        "license": listing.license,
+        "modelfile": modelfile_text(
+            listing.name,
+            blob=next((each.digest for each in listing.layers if each.kind == "model"), ""),
+            template=listing.template,
+            system=listing.system,
+            parameters=listing.parameters,
+            messages=listing.messages,
+            license_=listing.license,
+        ),
+        "parameters": parameter_lines(listing.parameters),
         "template": listing.template,
-        "details": listing.details(),
+        "system": listing.system,
+        "details": listing.details(listing.parent),
+        "messages": list(listing.messages),
         "model_info": dict(listing.model_info),
         "capabilities": list(listing.capabilities),
         "modified_at": timestamp(listing.modified_at),
+        **listing.remote_fields(),
     }
+    return {name: value for name, value in document.items() if value or name == "model_info"}
 
 
 def v1_models_document(listings: Iterable[Listing]) -> dict[str, Any]:
@@ -103,10 +154,11 @@ def _tags_entry(listing: Listing) -> dict[str, Any]:
     return {
         "name": listing.name,
         "model": listing.name,
+        **listing.remote_fields(),
         "modified_at": timestamp(listing.modified_at),
         "size": listing.size_bytes,
         "digest": listing.digest,
-        "details": listing.details() | lengths,
+        "details": listing.details(listing.parent) | lengths,
         "capabilities": list(listing.capabilities),
     }
 

@@ -88,8 +88,9 @@ class NativeShape:
     content_type = "application/x-ndjson"
     json_type = JSON_TYPE
 
-    def __init__(self, ask: Ask) -> None:
-        self._model = ask.model
+    def __init__(self, ask: Ask, remote: Mapping[str, str] | None = None) -> None:
+        """remote: what the answer says of another host that gave it."""
+        self._head: dict[str, Any] = {"model": ask.model, **(remote or {})}
         self._is_chat = ask.path == CHAT
 
     def head(self) -> list[bytes]:
@@ -114,7 +115,7 @@ class NativeShape:
         return encode(self._record(text) | last)
 
     def _record(self, text: str) -> dict[str, Any]:
-        record: dict[str, Any] = {"model": self._model, "created_at": timestamp()}
+        record = self._head | {"created_at": timestamp()}
         if self._is_chat:
             return record | {"message": {"role": "assistant", "content": text}}
         return record | {"response": text}

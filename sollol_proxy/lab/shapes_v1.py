@@ -13,10 +13,10 @@ from sollol_proxy.lab.shapes import NativeShape, Result, Shape, encode_event, en
 _DONE = b"data: [DONE]\n\n"
 
 
-def shape_for(ask: Ask) -> Shape:
-    """The shape of an answer that is text."""
+def shape_for(ask: Ask, remote: Mapping[str, str] | None = None) -> Shape:
+    """The shape of an answer that is text. remote: see `NativeShape`."""
     if ask.path in (GENERATE, CHAT):
-        return NativeShape(ask)
+        return NativeShape(ask, remote)
     if ask.path in (V1_CHAT, V1_COMPLETIONS):
         return OpenAIShape(ask)
     if ask.path == V1_MESSAGES:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from dataclasses import dataclass, replace
 
 from aiohttp import web
 
 from sollol_proxy.lab.ask import (
-    CHAT,
-    EMBEDDING_PATHS,
     GENERATE,
     V1_EMBEDDINGS,
     V1_MESSAGES,
@@ -19,19 +16,25 @@ from sollol_proxy.lab.ask import (
     AskError,
     read_ask,
 )
-from sollol_proxy.lab.faults import Fault, FaultKind, Faults
+from sollol_proxy.lab.faults import (
+    QUEUE_FULL,
+    Fault,
+    FaultKind,
+    Faults,
+    close,
+    crash,
+    fail_at_once,
+    hang,
+)
+from sollol_proxy.lab.places import Place, Places
 from sollol_proxy.lab.recital import Recital, embedding
-from sollol_proxy.lab.replies import error_reply, json_reply
+from sollol_proxy.lab.replies import json_reply
 from sollol_proxy.lab.shapes import BROKEN, JSON_TYPE, Result, Shape
 from sollol_proxy.lab.shapes_v1 import shape_for
-from sollol_proxy.lab.simdriver import SimDriver
 from sollol_proxy.lab.simjobs import SimJob
-from sollol_proxy.lab.simspec import SimModel, SimSpec
 from sollol_proxy.lab.simstats import Tally
 from sollol_proxy.lab.vectors import embedding_body
 from sollol_proxy.lab.virtualhost import LoadQueueFull
-
-_QUEUE_FULL = "server busy, please try again.  maximum pending requests exceeded"
 
 # A stream that is behind its schedule would otherwise keep the event loop to itself.
 _RECORDS_A_TURN = 32
@@ -45,21 +48,27 @@ class _Work:
     """One inference request on its way."""
 
     request: web.Request
-    ask: Ask
+    place: Place
     job: SimJob
     recital: Recital
     fault: Fault | None
     streamed_records: int = 0
 
+    @property
+    def ask(self) -> Ask:
+        """What the model was asked."""
+        return self.place.ask
+
+    def new_shape(self) -> Shape:
+        """How the answer looks, from its beginning."""
+        return shape_for(self.ask, self.place.remote)
+
 
 class Answerer:
     """Handles the inference routes of one host."""
 
-    def __init__(
-        self, spec: SimSpec, driver: SimDriver, faults: Faults, tally: Tally, *, may_crash: bool
-    ) -> None:
-        self._spec = spec
-        self._driver = driver
+    def __init__(self, places: Places, faults: Faults, tally: Tally, *, may_crash: bool) -> None:
+        self._places = places
         self._faults = faults
         self._tally = tally
         self._may_crash = may_crash
@@ -67,54 +76,32 @@ class Answerer:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Answer one inference request."""
         body = await request.read()
-        fault = self._faults.strike()
+        fault = self._faults.strike(request.method, request.path)
+        ask = read_ask(request.path, body)
+        is_hidden = fault is not None and fault.kind is FaultKind.MISSING_MODEL
+        place = self._places.find(ask, is_hidden=is_hidden)
+        self._tally.entered(place.key)
         try:
-            ask = read_ask(request.path, body)
-            model = self._find(ask, fault)
-            self._tally.entered(model.key)
-            try:
-                return await self._answer(request, ask, model, fault)
-            finally:
-                self._tally.left(model.key)
-        except AskError as error:
-            return error_reply(request.path, error.status, error.message)
+            return await self._answer(request, place, fault)
+        finally:
+            self._tally.left(place.key)
 
     async def _answer(
-        self, request: web.Request, ask: Ask, model: SimModel, fault: Fault | None
+        self, request: web.Request, place: Place, fault: Fault | None
     ) -> web.StreamResponse:
-        early = None if fault is None else await self._fail_early(request, fault)
+        early = None if fault is None else await _fail_early(request, fault)
         if early is not None:
             return early
-        if ask.is_unload:
-            self._driver.unload(model)
-            return json_reply(shape_for(ask).whole("", Result("unload")))
-        return await self._run(request, ask, model, fault)
-
-    def _find(self, ask: Ask, fault: Fault | None) -> SimModel:
-        model = self._spec.model(ask.model)
-        if model is None or (fault is not None and fault.kind is FaultKind.MISSING_MODEL):
-            raise AskError(404, _not_found(ask))
-        if model.is_embedder and ask.path in (GENERATE, CHAT):
-            verb = "chat" if ask.path == CHAT else "generate"
-            raise AskError(400, f'"{ask.model}" does not support {verb}')
-        return model
-
-    async def _fail_early(self, request: web.Request, fault: Fault) -> web.StreamResponse | None:
-        """Faults that strike before the model is asked."""
-        if fault.kind is FaultKind.STATUS:
-            raise AskError(fault.status, fault.message)
-        if fault.kind is FaultKind.HANG:
-            await asyncio.get_running_loop().create_future()
-        if fault.kind is FaultKind.RESET_BEFORE_HEAD:
-            _abort(request)
-            return web.Response()
-        if fault.kind is FaultKind.ERROR_RECORD and fault.after_records == 0:
-            raise AskError(500, BROKEN)
-        return None
+        if place.ask.is_unload:
+            if not place.is_cloud:
+                place.driver.unload(place.model)
+            return json_reply(shape_for(place.ask, place.remote).whole("", Result("unload")))
+        return await self._run(request, place, fault)
 
     async def _run(
-        self, request: web.Request, ask: Ask, model: SimModel, fault: Fault | None
+        self, request: web.Request, place: Place, fault: Fault | None
     ) -> web.StreamResponse:
+        ask, model, driver = place.ask, place.model, place.driver
         recital = Recital(ask)
         makes_text = not ask.is_load and not ask.is_embedding
         job = SimJob(
@@ -128,32 +115,32 @@ class Answerer:
             load_only=ask.is_load,
         )
         try:
-            self._driver.submit(job)
-            work = _Work(request, ask, job, recital, fault)
+            driver.submit(job)
+            work = _Work(request, place, job, recital, fault)
             if ask.stream and makes_text:
                 return await self._stream(work)
-            await self._driver.progress(job, None)
+            await driver.progress(job, None)
             return await self._answer_whole(work)
         except LoadQueueFull:
-            raise AskError(503, _QUEUE_FULL) from None
+            raise AskError(503, QUEUE_FULL) from None
         finally:
             # However this ends, the job must not go on: the client may be gone.
-            self._driver.cancel(job)
+            driver.cancel(job)
 
     async def _answer_whole(self, work: _Work) -> web.StreamResponse:
-        ask, job, fault = work.ask, work.job, work.fault
+        ask, fault = work.ask, work.fault
         if ask.is_embedding:
             vectors = [embedding(text) for text in ask.inputs]
-            body = embedding_body(ask, vectors, self._result(job, ""))
+            body = embedding_body(ask, vectors, _result(work, ""))
             content_type = JSON_TYPE if ask.path != V1_EMBEDDINGS else "application/json"
             return await self._maybe_cut(work, body, content_type)
-        shape = shape_for(ask)
+        shape = work.new_shape()
         if ask.is_load:
             return json_reply(shape.whole("", Result("load")), shape.json_type)
         if fault is not None and fault.kind is FaultKind.ERROR_RECORD:
             raise AskError(500, BROKEN)
         is_unfinished = fault is not None and fault.kind is FaultKind.NO_DONE
-        body = shape.whole(work.recital.text(), None if is_unfinished else self._done(work))
+        body = shape.whole(work.recital.text(), None if is_unfinished else _done(work))
         return await self._maybe_cut(work, body, shape.json_type)
 
     async def _maybe_cut(self, work: _Work, body: bytes, content_type: str) -> web.StreamResponse:
@@ -167,13 +154,13 @@ class Answerer:
         response.content_length = len(body)
         await response.prepare(work.request)
         await response.write(body[: len(body) // 2])
-        _close(work.request)
+        close(work.request)
         return response
 
     async def _stream(self, work: _Work) -> web.StreamResponse:
-        job, shape = work.job, shape_for(work.ask)
+        job, driver, shape = work.job, work.place.driver, work.new_shape()
         # No status line before there is a token: that is how a host behaves.
-        await self._driver.progress(job, 0)
+        await driver.progress(job, 0)
         response = web.StreamResponse(headers={"Content-Type": shape.content_type})
         if work.ask.path in (V1_MESSAGES, V1_RESPONSES):
             response.headers.update({"Cache-Control": "no-cache", "Connection": "keep-alive"})
@@ -190,11 +177,11 @@ class Answerer:
             elif job.is_over:
                 break
             else:
-                await self._driver.progress(job, work.streamed_records)
+                await driver.progress(job, work.streamed_records)
         if work.fault is not None and _breaks_stream(work.fault):
             await self._break(work, work.fault, response, shape)
             return response
-        for piece in shape.end(self._done(work)):
+        for piece in shape.end(_done(work)):
             await response.write(piece)
         await response.write_eof()
         return response
@@ -213,7 +200,7 @@ class Answerer:
         if fault.kind is FaultKind.CRASH:
             self._crash()
         if fault.kind is FaultKind.CUT:
-            _close(work.request)
+            close(work.request)
             return
         if fault.kind is FaultKind.ERROR_RECORD and (piece := shape.broken()):
             await response.write(piece)
@@ -222,25 +209,36 @@ class Answerer:
     def _crash(self) -> None:
         if not self._may_crash:
             raise RuntimeError("a host in the caller's process cannot crash")
-        os._exit(1)
+        crash()
 
-    def _done(self, work: _Work) -> Result:
-        result = self._result(work.job, work.recital.done_reason)
-        if work.ask.path != GENERATE or work.ask.body.get("raw"):
-            return result
-        return replace(result, context=work.recital.context(work.job.prompt_tokens))
 
-    def _result(self, job: SimJob, done_reason: str) -> Result:
-        wall_s = self._driver.wall_s
-        return Result(
-            done_reason=done_reason,
-            prompt_tokens=job.prompt_tokens,
-            output_tokens=job.output_tokens,
-            total_s=wall_s(_span_s(job.arrived_s, job.ended_s)) + _WARM_LOAD_S,
-            load_s=wall_s(_span_s(job.arrived_s, job.ready_s)) + _WARM_LOAD_S,
-            prefill_s=wall_s(_span_s(job.slot_s, job.prefilled_s)),
-            decode_s=wall_s(_span_s(job.prefilled_s, job.ended_s)),
-        )
+async def _fail_early(request: web.Request, fault: Fault) -> web.StreamResponse | None:
+    """Faults that strike before the model is asked."""
+    if fault.kind is FaultKind.HANG:
+        await hang()
+    if fault.kind is FaultKind.ERROR_RECORD and fault.after_records == 0:
+        raise AskError(500, fault.message or BROKEN)
+    return await fail_at_once(request, fault)
+
+
+def _done(work: _Work) -> Result:
+    result = _result(work, work.recital.done_reason)
+    if work.ask.path != GENERATE or work.ask.body.get("raw"):
+        return result
+    return replace(result, context=work.recital.context(work.job.prompt_tokens))
+
+
+def _result(work: _Work, done_reason: str) -> Result:
+    job, wall_s = work.job, work.place.driver.wall_s
+    return Result(
+        done_reason=done_reason,
+        prompt_tokens=job.prompt_tokens,
+        output_tokens=job.output_tokens,
+        total_s=wall_s(_span_s(job.arrived_s, job.ended_s)) + _WARM_LOAD_S,
+        load_s=wall_s(_span_s(job.arrived_s, job.ready_s)) + _WARM_LOAD_S,
+        prefill_s=wall_s(_span_s(job.slot_s, job.prefilled_s)),
+        decode_s=wall_s(_span_s(job.prefilled_s, job.ended_s)),
+    )
 
 
 def _breaks_stream(fault: Fault) -> bool:
@@ -252,23 +250,5 @@ def _breaks_stream(fault: Fault) -> bool:
     )
 
 
-def _not_found(ask: Ask) -> str:
-    if ask.path in EMBEDDING_PATHS:
-        return f'model "{ask.model}" not found, try pulling it first'
-    return f"model '{ask.model}' not found"
-
-
 def _span_s(start_s: float | None, end_s: float | None) -> float:
     return 0.0 if start_s is None or end_s is None else end_s - start_s
-
-
-def _abort(request: web.Request) -> None:
-    """Cut the connection at once; what is buffered is lost."""
-    if request.transport is not None:
-        request.transport.abort()
-
-
-def _close(request: web.Request) -> None:
-    """End the connection after what is buffered, without a closing chunk."""
-    if request.transport is not None:
-        request.transport.close()

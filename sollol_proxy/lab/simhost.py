@@ -18,27 +18,41 @@ import argparse
 import asyncio
 import socket
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Self
 
 from aiohttp import web
 
+from sollol_proxy.lab.account import Account, AccountPages
 from sollol_proxy.lab.ask import INFERENCE_PATHS
+from sollol_proxy.lab.disk import Disk
 from sollol_proxy.lab.faults import Fault, FaultKind, Faults
+from sollol_proxy.lab.manage import ManageRoutes, Stock
+from sollol_proxy.lab.places import Places, cloud_spec
 from sollol_proxy.lab.process import Child, add_process_arguments, announce_and_wait, spawned
-from sollol_proxy.lab.replies import drop_server_header, error_reply, go_router_errors, json_reply
+from sollol_proxy.lab.pulls import Registry
+from sollol_proxy.lab.replies import (
+    ask_errors,
+    drop_server_header,
+    error_reply,
+    go_router_errors,
+    json_reply,
+    plain_reply,
+)
 from sollol_proxy.lab.shapes import encode
 from sollol_proxy.lab.simanswer import Answerer
+from sollol_proxy.lab.simdisk import SimDisk, SimFiles
 from sollol_proxy.lab.simdriver import SimDriver
 from sollol_proxy.lab.simpages import SimPages
 from sollol_proxy.lab.simspec import HOST_CLASSES, SimModel, SimSpec, preset, spec_from_json
-from sollol_proxy.lab.simstats import SimStats, Tally
+from sollol_proxy.lab.simstats import ManageCounts, SimStats, Tally
 
 __all__ = [
     "SimHost",
     "SimSpec",
     "SimModel",
     "SimStats",
+    "ManageCounts",
     "FaultKind",
     "HOST_CLASSES",
     "preset",
@@ -62,7 +76,10 @@ class SimHost:
         self._may_crash = may_crash
         self._faults = Faults()
         self._tally = Tally()
+        self._disk = SimDisk(spec.models)
+        self._account = Account(spec.id, spec.account, offline=spec.offline)
         self._driver: SimDriver | None = None
+        self._cloud: SimDriver | None = None
         self._runner: web.AppRunner | None = None
         self._server: asyncio.Server | None = None
         self._listener: socket.socket | None = None
@@ -99,7 +116,17 @@ class SimHost:
         """Canonical names of the models in memory."""
         driver = self._running_driver()
         driver.catch_up()
-        return tuple(driver.virtual.runners)
+        return tuple(runner.model.key for runner in driver.virtual.runners.values())
+
+    @property
+    def disk(self) -> Disk:
+        """What lies on its disk. At first the models of the specification; survives `stop`."""
+        return self._disk
+
+    @property
+    def account(self) -> Account:
+        """Who is signed in; a test may sign somebody in or out."""
+        return self._account
 
     async def until(self, holds: Callable[[SimStats], bool]) -> SimStats:
         """Wait until the counts satisfy `holds`."""
@@ -107,10 +134,11 @@ class SimHost:
 
     async def start(self, port: int = 0) -> None:
         """Listen on 127.0.0.1; memory as the specification says, faults as they were."""
-        self._driver = SimDriver(self.spec, self._tally.changed)
-        self._tally.watch(self._driver.virtual.counts)
+        self._driver = SimDriver(self._spec_of_now(), self._tally.changed)
+        self._cloud = SimDriver(cloud_spec(self.spec), self._tally.changed)
+        self._tally.watch(self._driver.virtual.counts, self._cloud.virtual.counts)
         self._runner = web.AppRunner(
-            self._app(self._driver),
+            self._app(self._driver, self._cloud),
             handler_cancellation=True,
             access_log=None,
             shutdown_timeout=_SHUTDOWN_TIMEOUT_S,
@@ -130,9 +158,10 @@ class SimHost:
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
-        if self._driver is not None:
-            self._driver.stop()
-            self._driver = None
+        for driver in (self._driver, self._cloud):
+            if driver is not None:
+                driver.stop()
+        self._driver = self._cloud = None
         self._drop_fillers()
         if self._listener is not None:
             self._listener.close()
@@ -167,15 +196,31 @@ class SimHost:
             raise RuntimeError("the host is not started")
         return self._driver
 
-    def _app(self, driver: SimDriver) -> web.Application:
+    def _spec_of_now(self) -> SimSpec:
+        """The specification without the resident models that have been deleted since."""
+        resident = tuple(
+            name
+            for name in self.spec.resident
+            if self.spec.model(name) is None or self._disk.find(name) is not None
+        )
+        return replace(self.spec, resident=resident)
+
+    def _app(self, driver: SimDriver, cloud: SimDriver) -> web.Application:
         app = web.Application(
-            middlewares=[go_router_errors, self._count_and_hang], client_max_size=2**30
+            middlewares=[go_router_errors, ask_errors, self._count_and_hang],
+            client_max_size=2**30,
         )
         app.on_response_prepare.append(drop_server_header)
-        answerer = Answerer(self.spec, driver, self._faults, self._tally, may_crash=self._may_crash)
+        disk, account, faults, tally = self._disk, self._account, self._faults, self._tally
+        places = Places(disk, account, local=driver, cloud=cloud)
+        answerer = Answerer(places, faults, tally, may_crash=self._may_crash)
         for path in sorted(INFERENCE_PATHS):
             app.router.add_post(path, answerer.handle)
-        SimPages(self.spec, driver).add_to(app)
+        SimPages(self.spec, disk, account, driver).add_to(app)
+        registry = Registry(self.spec, disk, tally)
+        stock = Stock(disk, source=registry, target=registry, files=SimFiles(disk), account=account)
+        ManageRoutes(stock, faults, tally).add_to(app)
+        AccountPages(account, faults).add_to(app)
         app.router.add_get("/sim/stats", self._get_stats, allow_head=False)
         app.router.add_post("/sim/fault", self._post_fault)
         app.router.add_post("/sim/clear", self._post_clear)
@@ -188,6 +233,8 @@ class SimHost:
         if not request.path.startswith("/sim/"):
             self._tally.came(request.path)
             await self._accepts.wait()
+        if request.path.startswith(self.spec.lacks):
+            return plain_reply(404, "404 page not found")
         response: web.StreamResponse = await handler(request)
         return response
 

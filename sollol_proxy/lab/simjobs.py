@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from sollol_proxy.lab.simspec import SimModel
 
 CHARACTERS_PER_TOKEN = 4
+
+BLOCK_TOKENS = 64
+"""Tokens of one block of a runner's prompt cache, for jobs that name blocks."""
 
 # Lets a token count that is due now survive the rounding of the seconds it is computed from.
 _TOKEN_EPSILON = 1e-6
@@ -33,6 +36,9 @@ class SimJob:
     output_tokens: 0 for embeddings. answer: what a slot's cache holds beside the prompt once
         the job is over. keep_alive_s: None = the runner's own; < 0 = for ever.
     load_only: over as soon as a runner is ready.
+    tokens: prompt tokens where there is no text to count; None = count the prompt.
+    blocks, blocks_after: names of the cache blocks that the prompt fills, and the prompt with its
+        answer, in order; two prompts share the blocks that they begin with. For jobs without text.
     """
 
     model: SimModel
@@ -42,6 +48,9 @@ class SimJob:
     num_ctx: int | None = None
     keep_alive_s: float | None = None
     load_only: bool = False
+    tokens: int | None = None
+    blocks: tuple[int, ...] = ()
+    blocks_after: tuple[int, ...] = ()
     phase: Phase = Phase.WAITING_FOR_LOAD
     is_cancelled: bool = False
     cached_tokens: int = 0
@@ -56,6 +65,8 @@ class SimJob:
     @property
     def prompt_tokens(self) -> int:
         """Cached ones included, as Ollama counts."""
+        if self.tokens is not None:
+            return self.tokens
         return -(-len(self.prompt) // CHARACTERS_PER_TOKEN)
 
     @property
@@ -89,6 +100,30 @@ class Slot:
     used_s: float = 0.0
 
 
+class BlockCache:
+    """Blocks of prompts that a runner has seen, the least recently used forgotten first."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._blocks: OrderedDict[int, None] = OrderedDict()
+
+    def hits(self, blocks: tuple[int, ...]) -> int:
+        """How many blocks from the first on are there."""
+        for index, block in enumerate(blocks):
+            if block not in self._blocks:
+                return index
+        return len(blocks)
+
+    def add(self, blocks: tuple[int, ...]) -> None:
+        """A prompt has been read or an answer written."""
+        # The last block goes first: a chain without its beginning is worth nothing.
+        for block in reversed(blocks):
+            self._blocks[block] = None
+            self._blocks.move_to_end(block)
+        while len(self._blocks) > self._capacity:
+            self._blocks.popitem(last=False)
+
+
 @dataclass(slots=True, eq=False)
 class Runner:
     """A model in memory. expires_s: None = never, or not while it is busy."""
@@ -99,6 +134,10 @@ class Runner:
     keep_alive_s: float
     idle_since_s: float
     waiting: deque[SimJob] = field(default_factory=deque)
+    cache: BlockCache = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.cache = BlockCache(self.context_length * len(self.slots) // BLOCK_TOKENS)
 
     @property
     def active(self) -> list[SimJob]:

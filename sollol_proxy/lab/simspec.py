@@ -30,9 +30,14 @@ _LOAD_FIXED_S = 0.8
 
 @dataclass(frozen=True, slots=True)
 class SimModel:
-    """A model on a simulated host's disk.
+    """A model on a simulated host's disk, or in the registry it pulls from.
 
     params_b: billions of parameters. context_length: the trained one, tokens.
+    digest_salt: models of one name and size have different digests where their salts differ.
+    modified_at: RFC 3339; empty = by the place in the list of models.
+    weights: what names of one file have in common, so that one runner serves them all; empty =
+        a file of its own.
+    remote_model, remote_host: for a stub, what stands for it elsewhere and where.
     """
 
     name: str
@@ -40,6 +45,11 @@ class SimModel:
     params_b: float = REFERENCE_PARAMS_B
     capabilities: tuple[str, ...] = ("completion",)
     context_length: int = 8192
+    digest_salt: str = ""
+    modified_at: str = ""
+    weights: str = ""
+    remote_model: str = ""
+    remote_host: str = ""
 
     @property
     def key(self) -> str:
@@ -49,7 +59,15 @@ class SimModel:
     @property
     def digest(self) -> str:
         """64 hex digits; equal for equal models, on whatever host."""
-        return hashlib.sha256(f"{self.key} {self.size_bytes}".encode()).hexdigest()
+        text = f"{self.key} {self.size_bytes}"
+        if self.digest_salt:
+            text += f" {self.digest_salt}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def blob(self) -> str:
+        """What a runner is known by: the file it has loaded, not the name that asked for it."""
+        return self.weights or self.key
 
     @property
     def is_embedder(self) -> bool:
@@ -73,6 +91,11 @@ class SimSpec:
     resident: names of models that are in memory at the start.
     context_length: what a runner gets without `num_ctx`, capped by the model's own.
     has_gpu: whether `/api/ps` reports the memory as VRAM.
+    models: on the disk when the host is made.
+    registry: what can be pulled. pull_bytes_per_s: speed of each pull, and of a push.
+    account: the name that is signed in; empty = nobody.
+    offline: no way to the internet, and the cloud switched off.
+    lacks: beginnings of paths that this version does not know.
     time_scale: how much faster than real everything runs. All `_s` and `_tps` here, and
         `keep_alive` of requests, are model seconds; what the host reports is what a clock on
         the wall shows.
@@ -94,6 +117,11 @@ class SimSpec:
     context_length: int = 4096
     has_gpu: bool = True
     version: str = "0.33.0"
+    registry: tuple[SimModel, ...] = ()
+    pull_bytes_per_s: float = 100_000_000
+    account: str = ""
+    offline: bool = False
+    lacks: tuple[str, ...] = ()
 
     def model(self, name: str) -> SimModel | None:
         """The installed model that the name reaches."""
@@ -132,10 +160,12 @@ def spec_from_json(text: str) -> SimSpec:
     if not isinstance(raw, dict):
         raise ValueError("a host is a JSON object")
     try:
-        if "models" in raw:
-            raw["models"] = tuple(_model_from(item) for item in raw["models"])
-        if "resident" in raw:
-            raw["resident"] = tuple(raw["resident"])
+        for name in ("models", "registry"):
+            if name in raw:
+                raw[name] = tuple(_model_from(item) for item in raw[name])
+        for name in ("resident", "lacks"):
+            if name in raw:
+                raw[name] = tuple(raw[name])
         return SimSpec(**raw)
     except TypeError as error:
         raise ValueError(str(error)) from error

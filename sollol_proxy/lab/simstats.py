@@ -4,10 +4,36 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 
+from sollol_proxy.lab.ask import AskError
+from sollol_proxy.lab.faults import FaultStruck
 from sollol_proxy.lab.simjobs import HostCounts
+
+
+@dataclass(frozen=True, slots=True)
+class ManageCounts:
+    """What has been done to the disk.
+
+    pulls_*: also those that a creation needs; cancelled = the client left. pulls, max_pulls:
+        running now, and at most. blobs_stored: uploads that were kept. blob_bytes: of uploads,
+        as they arrive.
+    """
+
+    pulls: int = 0
+    max_pulls: int = 0
+    pulls_begun: int = 0
+    pulls_finished: int = 0
+    pulls_failed: int = 0
+    pulls_cancelled: int = 0
+    pushes: int = 0
+    creates: int = 0
+    copies: int = 0
+    deletes: int = 0
+    blobs_stored: int = 0
+    blob_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +55,7 @@ class SimStats:
     unloads: int
     reloads: int
     cancelled: int
+    manage: ManageCounts = field(default_factory=ManageCounts)
 
     @property
     def total_in_flight(self) -> int:
@@ -45,11 +72,14 @@ class Tally:
         self._max_in_flight: Counter[str] = Counter()
         self._records_sent = 0
         self._counts = HostCounts()
+        self._cloud_counts = HostCounts()
+        self._manage = ManageCounts()
         self._waits: list[tuple[Callable[[SimStats], bool], asyncio.Future[None]]] = []
 
-    def watch(self, counts: HostCounts) -> None:
-        """Include the virtual host's own counts."""
+    def watch(self, counts: HostCounts, cloud_counts: HostCounts) -> None:
+        """Include the virtual host's own counts, and the cancellations of what the cloud runs."""
         self._counts = counts
+        self._cloud_counts = cloud_counts
 
     def came(self, path: str) -> None:
         """A request arrived."""
@@ -72,6 +102,28 @@ class Tally:
         self._records_sent += 1
         self.changed()
 
+    def did(self, name: str, amount: int = 1) -> None:
+        """Add to one of `ManageCounts`."""
+        self._manage = replace(self._manage, **{name: getattr(self._manage, name) + amount})
+        self.changed()
+
+    @contextmanager
+    def pulling(self) -> Iterator[None]:
+        """Count a pull: how many run, and how each of them ends."""
+        self.did("pulls_begun")
+        self.did("pulls")
+        self.did("max_pulls", max(0, self._manage.pulls - self._manage.max_pulls))
+        end = "pulls_cancelled"
+        try:
+            yield
+            end = "pulls_finished"
+        except (AskError, FaultStruck):
+            end = "pulls_failed"
+            raise
+        finally:
+            self.did("pulls", -1)
+            self.did(end)
+
     def stats(self) -> SimStats:
         """The counts as they are."""
         counts = self._counts
@@ -85,7 +137,8 @@ class Tally:
             evictions=counts.evictions,
             unloads=counts.unloads,
             reloads=counts.reloads,
-            cancelled=counts.cancelled,
+            cancelled=counts.cancelled + self._cloud_counts.cancelled,
+            manage=self._manage,
         )
 
     def changed(self) -> None:

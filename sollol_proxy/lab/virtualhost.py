@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sollol_proxy.lab.simjobs import (
+    BLOCK_TOKENS,
     CHARACTERS_PER_TOKEN,
     HostCounts,
     Phase,
@@ -51,6 +52,7 @@ class VirtualHost:
         self.slowdown = 1.0
         """How many times slower than its specification the host computes; loads are not."""
         self.runners: dict[str, Runner] = {}
+        """By `SimModel.blob`."""
         self._clock = now
         self._pending: deque[SimJob] = deque()
         self._head: SimJob | None = None
@@ -71,7 +73,7 @@ class VirtualHost:
         """
         self.advance(now)
         job.arrived_s = self._clock
-        runner = self.runners.get(job.model.key)
+        runner = self.runners.get(job.model.blob)
         if runner is not None and runner.context_length == self._context_of(job):
             self._join(job, runner)
         elif len(self._pending) >= self.spec.max_queue:
@@ -94,7 +96,7 @@ class VirtualHost:
             self._load = None
             self._head = None
             self.counts.aborted_loads += 1
-        runner = self.runners.get(job.model.key)
+        runner = self.runners.get(job.model.blob)
         if runner is not None:
             self._leave(job, runner)
         job.phase = Phase.OVER
@@ -106,7 +108,7 @@ class VirtualHost:
     def unload(self, model: SimModel, now: float) -> None:
         """Let the model go as soon as it is idle."""
         self.advance(now)
-        runner = self.runners.get(model.key)
+        runner = self.runners.get(model.blob)
         if runner is not None:
             runner.keep_alive_s = 0.0
         self._settle()
@@ -136,8 +138,30 @@ class VirtualHost:
         """When the job's next output token exists; None unless it decodes."""
         if job.phase is not Phase.DECODE:
             return None
-        rate = self._rate_tps(job, self.runners[job.model.key])
+        rate = self._rate_tps(job, self.runners[job.model.blob])
         return self._clock + (job.emitted + 1 - job.work_tokens) / rate
+
+    def emitted_at(self, job: SimJob, now: float) -> int:
+        """Output tokens that the job has made by an instant before the next change."""
+        if job.phase is not Phase.DECODE:
+            return job.emitted
+        rate = self._rate_tps(job, self.runners[job.model.key])
+        return min(job.output_tokens, int(job.work_tokens + rate * max(0.0, now - self._clock)))
+
+    def end_s(self, job: SimJob) -> float | None:
+        """When the job will be over if none comes or goes; None while it waits."""
+        if job.phase not in (Phase.PREFILL, Phase.DECODE):
+            return None
+        rest_s = (job.phase_tokens - job.work_tokens) / self._rate_tps(
+            job, self.runners[job.model.key]
+        )
+        if job.phase is Phase.PREFILL and job.output_tokens:
+            spec = self.spec
+            slower = spec.prefill_tps_of(job.model) / self._rate_tps(
+                job, self.runners[job.model.key]
+            )
+            rest_s += job.output_tokens * slower / spec.decode_tps_of(job.model)
+        return self._clock + rest_s
 
     # The inside.
 
@@ -203,21 +227,21 @@ class VirtualHost:
 
     def _make_way(self, job: SimJob) -> bool:
         """Bring the head of the load queue on its way; False when it has to wait."""
-        runner = self.runners.get(job.model.key)
+        runner = self.runners.get(job.model.blob)
         if runner is not None and runner.context_length == self._context_of(job):
             self._join(job, runner)
             return True
         if runner is not None:
             if not runner.is_idle:
                 return False
-            del self.runners[job.model.key]
+            del self.runners[job.model.blob]
             self.counts.reloads += 1
         while not self._has_room_for(job.model):
             idle = [runner for runner in self.runners.values() if runner.is_idle]
             if not idle:
                 return False
             victim = min(idle, key=_eviction_order)
-            del self.runners[victim.model.key]
+            del self.runners[victim.model.blob]
             self.counts.evictions += 1
         job.phase = Phase.LOADING
         self._load = _Load(job, self._clock + self.spec.load_s_of(job.model))
@@ -240,7 +264,7 @@ class VirtualHost:
             keep_alive_s=self.spec.keep_alive_s,
             idle_since_s=self._clock,
         )
-        self.runners[model.key] = runner
+        self.runners[model.blob] = runner
         return runner
 
     def _join(self, job: SimJob, runner: Runner) -> None:
@@ -261,6 +285,8 @@ class VirtualHost:
             job = runner.waiting.popleft()
             slot = max(free, key=lambda slot: (_shared(slot.cache, job.prompt), -slot.used_s))
             job.cached_tokens = _shared(slot.cache, job.prompt) // CHARACTERS_PER_TOKEN
+            if job.blocks:
+                job.cached_tokens = runner.cache.hits(job.blocks) * BLOCK_TOKENS
             job.slot_s = self._clock
             job.phase = Phase.PREFILL
             slot.job = job
@@ -274,13 +300,14 @@ class VirtualHost:
             if slot.job is job:
                 slot.job = None
                 slot.cache = _cache_after(job)
+                runner.cache.add(_blocks_after(job))
                 slot.used_s = self._clock
                 runner.idle_since_s = self._clock
 
     def _expire(self) -> None:
         for runner in list(self.runners.values()):
             if runner.expires_s is not None and runner.expires_s <= self._clock:
-                del self.runners[runner.model.key]
+                del self.runners[runner.model.blob]
                 self.counts.unloads += 1
 
     def _context_of(self, job: SimJob) -> int:
@@ -298,6 +325,13 @@ def _cache_after(job: SimJob) -> str:
     if job.is_over:
         return job.prompt + job.answer
     return job.prompt if job.phase is Phase.DECODE else ""
+
+
+def _blocks_after(job: SimJob) -> tuple[int, ...]:
+    """The same for a job that names its blocks."""
+    if job.is_over:
+        return job.blocks_after
+    return job.blocks if job.phase is Phase.DECODE else ()
 
 
 def _shared(cache: str, prompt: str) -> int:

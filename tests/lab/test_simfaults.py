@@ -219,7 +219,8 @@ def test_faults_strike_in_order_and_are_spent() -> None:
     faults.add(Fault(FaultKind.SLOW))
     faults.add(Fault(FaultKind.CUT, count=2))
     faults.add(Fault(FaultKind.HANG))
-    struck = [fault.kind for fault in (faults.strike() for _ in range(4)) if fault is not None]
+    strikes = [faults.strike("POST", "/api/generate") for _ in range(4)]
+    struck = [fault.kind for fault in strikes if fault is not None]
     assert struck == [FaultKind.CUT, FaultKind.CUT, FaultKind.HANG, FaultKind.HANG]
     faults.clear()
-    assert faults.strike() is None
+    assert faults.strike("POST", "/api/generate") is None
