@@ -11,8 +11,10 @@ from dataclasses import replace
 from typing import Any
 
 from sollol_proxy.core.types import Complexity, Facts, JobKind, TaskType
-from sollol_proxy.ollama import gojson, multipart, names
+from sollol_proxy.ollama import encoding, gojson, multipart, names
 from sollol_proxy.ollama.gojson import Object, WrongType
+from sollol_proxy.ollama.options import load_options
+from sollol_proxy.ollama.prefix import prefix_of
 from sollol_proxy.ollama.prompts import Prompt, read_prompt
 from sollol_proxy.ollama.routes import Plan, Route
 from sollol_proxy.ollama.tasks import task_type
@@ -44,18 +46,27 @@ def describe(
     """What a request asks, as a host would read it.
 
     Kind `other` for whatever the proxy cannot or need not schedule: routes that are not balanced,
-    bodies that are encoded, unreadable or wrongly typed, names that Ollama refuses, cloud models.
+    bodies that are encoded in a way that no host undoes, unreadable or wrongly typed, names that
+    Ollama refuses, cloud models.
+
+    Args:
+        route: on which it came.
+        body: as sent; `Facts.body_bytes` counts these bytes.
+        content_type: the header's value.
+        content_encoding: the header's value; zstd is undone where Ollama undoes it.
     """
     unreadable = Facts(kind=JobKind.OTHER, body_bytes=len(body))
-    encoded = content_encoding.strip().lower() not in ("", "identity")
-    if route.plan is not Plan.BALANCE or encoded:
+    if route.plan is not Plan.BALANCE:
+        return unreadable
+    plain = encoding.decoded(route, body, content_encoding)
+    if plain is None:
         return unreadable
     if route.kind is JobKind.TRANSCRIBE:
         return _named(
             Facts(kind=JobKind.TRANSCRIBE, body_bytes=len(body)),
-            multipart.field(body, content_type, "model"),
+            multipart.field(plain, content_type, "model"),
         )
-    value = gojson.first_object(body)
+    value = gojson.first_object(plain)
     if value is None:
         return unreadable
     try:
@@ -112,6 +123,9 @@ def _described(route: Route, value: Object, body_bytes: int) -> Facts:
     rendered_only = gojson.flag(value, "_debug_render_only", False)
     streams = gojson.flag(value, "stream", route.streams_by_default)
     embeds = route.kind is JobKind.EMBED
+    options = load_options(route, value)
+    # Only what generates goes on from a prompt that was there before.
+    prefix, prefix_tokens = prefix_of(prompt) if kind is JobKind.GENERATE else ((), ())
     facts = Facts(
         kind=kind,
         stream=streams and kind is JobKind.GENERATE and not rendered_only,
@@ -120,6 +134,10 @@ def _described(route: Route, value: Object, body_bytes: int) -> Facts:
         output_limit_tokens=_output_limit_tokens(value),
         messages=prompt.messages,
         body_bytes=body_bytes,
+        options_key=options.key,
+        num_ctx=options.num_ctx,
+        prefix=prefix,
+        prefix_tokens=prefix_tokens,
     )
     return _named(facts, _model(route, value))
 
@@ -148,7 +166,7 @@ def _model(route: Route, value: Object) -> str:
 
 def _kind(route: Route, value: Object, prompt: Prompt) -> JobKind:
     """The route's kind, or what an empty prompt makes of it."""
-    if route.kind is JobKind.SHOW or not prompt.is_empty:
+    if route.kind is JobKind.SHOW or not (prompt.is_empty or _asks_nothing(route, prompt)):
         return route.kind
     if route.path in _REFUSE_EMPTY:
         return JobKind.OTHER
@@ -157,6 +175,11 @@ def _kind(route: Route, value: Object, prompt: Prompt) -> JobKind:
     if route.path in _UNLOAD and _is_zero(value.get("keep_alive")):
         return JobKind.UNLOAD
     return JobKind.LOAD
+
+
+def _asks_nothing(route: Route, prompt: Prompt) -> bool:
+    """Whether a request for a response comes down to a conversation without messages."""
+    return route.path == "/v1/responses" and not (prompt.messages or prompt.asked or prompt.system)
 
 
 _UNLOAD = frozenset({"/api/generate", "/api/chat"})

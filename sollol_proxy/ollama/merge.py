@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import orjson
 
 from sollol_proxy.core.types import InstalledModel, ResidentModel
-from sollol_proxy.ollama.names import canonical, namespace
+from sollol_proxy.ollama.names import canonical, namespace, stored
 from sollol_proxy.ollama.timestamps import instant_ns, unix_s
 
 Entry: TypeAlias = dict[str, Any]
@@ -116,6 +116,9 @@ def parse_tags(doc: object) -> dict[str, InstalledModel]:
             capabilities=frozenset(
                 item for item in _list(entry.get("capabilities")) if isinstance(item, str)
             ),
+            spelling=_name(entry),
+            modified_ns=instant_ns(entry.get("modified_at")) or 0,
+            is_remote=bool(_text(entry, "remote_host")),
         )
         for key, entry in _entries(doc)
     }
@@ -139,7 +142,7 @@ def _entries(doc: object) -> Iterator[tuple[str, Entry]]:
     """Canonical name and entry of every model in a document that has one."""
     for entry in _list(doc.get("models") if isinstance(doc, dict) else None):
         if isinstance(entry, dict) and _name(entry):
-            yield canonical(_name(entry)), entry
+            yield stored(_name(entry)), entry
 
 
 def _name(entry: Entry) -> str:
@@ -170,13 +173,19 @@ def _newest_first(key: str) -> Callable[[Entry], int]:
     return lambda entry: -unix_s(entry.get(key))
 
 
+def _latest(entry: Entry) -> tuple[bool, int]:
+    """Sorts by expiry, an entry without a readable one first; Go's zero time is before 1970."""
+    instant = instant_ns(entry.get("expires_at"))
+    return instant is not None, instant or 0
+
+
 def _joined(first: Entry, second: Entry) -> Entry:
     """One `/api/ps` row from the rows of two hosts; the first one's unknown keys."""
     row = dict(first)
     for key in ("size", "size_vram"):
         if key in first or key in second:
             row[key] = _number(first, key) + _number(second, key)
-    if (instant_ns(second.get("expires_at")) or 0) > (instant_ns(first.get("expires_at")) or 0):
+    if _latest(second) > _latest(first):
         row["expires_at"] = second["expires_at"]
     lengths = [_number(entry, "context_length") for entry in (first, second)]
     if any(lengths):

@@ -1,8 +1,10 @@
 """Model names: `[scheme://][host/][namespace/]model[:tag]`, and the ways to compare them.
 
 Ollama reads a name from its end: a colon after the last slash starts the tag, the last slash
-starts the model, the one before it the namespace. `:local` and `:cloud` may follow a name and say
-where the model has to come from; a tag that ends in `-cloud` says the same as `:cloud`.
+starts the model, the one before it the namespace. Where a model is asked for, `:local` and
+`:cloud` may follow the name and say where it has to come from; a tag that ends in `-cloud` says
+the same as `:cloud`. Where a model gets its name (create, copy) or is pushed there are no such
+suffixes, and blanks around the name are not forgiven either.
 """
 
 from __future__ import annotations
@@ -17,6 +19,12 @@ DEFAULT_TAG = "latest"
 # All parts at their longest come to less; longer texts are not worth taking apart.
 _MAX_LENGTH = 1_024
 _WILDCARDS = frozenset("*?[")
+# What Go's strings.TrimSpace takes away; str.strip() would take U+001C to U+001F as well.
+_BLANKS = (
+    "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
+    "\u2028\u2029\u202f\u205f\u3000"
+)
+_CLOUD_ENDING = "-cloud"
 _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,349}")
 _NAMESPACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,79}")
 _MODEL_OR_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}")
@@ -36,12 +44,21 @@ def canonical(name: str) -> str:
     shown; cloud models as Ollama stores their stubs, `x:cloud` and `x:tag-cloud`. What is no
     model name comes back trimmed and lower-cased. Idempotent.
     """
-    return _shortest(name.strip().lower())
+    return _lowered(display(name))
+
+
+def stored(name: str) -> str:
+    """The key of a model that a host lists, or that create or copy name: `canonical` as it lies.
+
+    The two differ for a model that was copied to `x:local`: asked for, that is `x:latest`.
+    """
+    return _lowered(_shortest(_parse(name), name))
 
 
 def display(name: str) -> str:
     """The spelling Ollama uses in lists and in the errors of `/api/show`: `canonical` with case."""
-    return _shortest(name.strip())
+    text = _trimmed(name)
+    return _shortest(_asked(text), text)
 
 
 def canonical_pattern(pattern: str) -> str:
@@ -54,40 +71,49 @@ def canonical_pattern(pattern: str) -> str:
     """
     if _WILDCARDS.isdisjoint(pattern):
         return canonical(pattern)
-    text = _without_source(pattern.strip().lower())
+    text = _under_stub_name(_trimmed(pattern).lower())
     text = text.partition("://")[2] or text
     text = text.removeprefix(f"{DEFAULT_HOST}/").removeprefix(f"{DEFAULT_NAMESPACE}/")
-    if ":" in text.rpartition("/")[2] or text.endswith("*"):
+    if _has_tag(text) or text.endswith("*"):
         return text
     return f"{text}:*"
 
 
 def is_cloud(name: str) -> bool:
     """Whether the name asks for a model that ollama.com runs: `x:cloud`, `x:20b-cloud`."""
-    tag = _tag(name.strip().lower())
-    return tag == "cloud" or tag.endswith("-cloud")
+    return _cut_source(_trimmed(name))[1] == "cloud"
 
 
 def is_valid(name: str) -> bool:
-    """Whether Ollama takes it as a model name.
+    """Whether Ollama takes it where a model is asked for.
 
-    False also for a name that asks for both sources, `x:cloud:local`: Ollama refuses it.
+    False also for a name with two sources, `x:cloud:local`: Ollama refuses it.
     """
-    text = name.strip()
-    suffixes = set(text.lower().split(":")[1:])
-    if {"cloud", "local"} <= suffixes:
-        return False
-    return _parts(text) is not None
+    return _asked(_trimmed(name)) is not None
+
+
+def is_storable(name: str) -> bool:
+    """Whether Ollama takes it where a model gets its name: create, copy, and push."""
+    return _parse(name) is not None
 
 
 def namespace(name: str) -> str:
     """The namespace part, with the default where none is written."""
-    parts = _parts(name.strip())
+    parts = _asked(_trimmed(name))
     return parts.namespace if parts else DEFAULT_NAMESPACE
 
 
-def _shortest(text: str) -> str:
-    parts = _parts(text)
+def _trimmed(text: str) -> str:
+    return text.strip(_BLANKS)
+
+
+def _lowered(text: str) -> str:
+    """In lower case; what no name can hold stays, lest a Kelvin sign become the letter k."""
+    return text.lower() if text.isascii() else text
+
+
+def _shortest(parts: _Parts | None, text: str) -> str:
+    """The parts without what is default, or the text where there are none."""
     if parts is None:
         return text
     short = f"{parts.model}:{parts.tag}"
@@ -98,38 +124,42 @@ def _shortest(text: str) -> str:
     return short
 
 
-def _parts(text: str) -> _Parts | None:
-    """The parts behind a trimmed spelling, its source suffixes resolved; None for no name."""
-    if len(text) > _MAX_LENGTH:
+def _asked(text: str) -> _Parts | None:
+    """The parts of the stored name that a trimmed spelling asks for; None for no name."""
+    base, source = _cut_source(text)
+    if source and _cut_source(base)[1]:
         return None
-    return _parse(_with_stub_tag(_without_source(text)))
+    return _parse(_under_stub_name(text))
 
 
-def _without_source(text: str) -> str:
-    """The name without its `:local`."""
-    while text.lower().endswith(":local"):
-        text = text[: -len(":local")]
-    return text
+def _cut_source(text: str) -> tuple[str, str]:
+    """A name without the suffix that says where it comes from, and that: cloud, local or ""."""
+    base, colon, suffix = text.rpartition(":")
+    suffix = _trimmed(suffix)
+    source = suffix.lower()
+    if colon and source in ("cloud", "local"):
+        return base, source
+    if colon and source.endswith(_CLOUD_ENDING) and "/" not in source:
+        return f"{base}:{suffix[: -len(_CLOUD_ENDING)]}", "cloud"
+    return text, ""
 
 
-def _with_stub_tag(text: str) -> str:
-    """`x:tag:cloud` as Ollama stores its stub, `x:tag-cloud`; other names as they are."""
-    while text.lower().endswith(":cloud"):
-        rest = text[: -len(":cloud")]
-        tag = _tag(rest).lower()
-        if not tag:
-            break
-        text = rest if tag == "cloud" or tag.endswith("-cloud") else f"{rest}-cloud"
-    return text
+def _under_stub_name(text: str) -> str:
+    """A name without its `:local`; `x:tag:cloud` as Ollama stores its stub, `x:tag-cloud`."""
+    base, source = _cut_source(text)
+    if source != "cloud":
+        return base
+    return f"{base}{_CLOUD_ENDING if _has_tag(base) else ':cloud'}"
 
 
-def _tag(text: str) -> str:
-    last = text.rpartition("/")[2]
-    return last.rpartition(":")[2] if ":" in last else ""
+def _has_tag(text: str) -> bool:
+    return ":" in text.rpartition("/")[2]
 
 
 def _parse(text: str) -> _Parts | None:
     """The four parts with the defaults filled in; None when the grammar is broken."""
+    if len(text) > _MAX_LENGTH:
+        return None
     rest, slash, last = text.rpartition("/")
     model, colon, tag = last.rpartition(":")
     if not colon:

@@ -60,7 +60,27 @@ _LAST_TYPES: Mapping[str, bytes] = {
     "/v1/messages": b'"type":"message_stop"',
     "/v1/responses": b'"type":"response.completed"',
 }
+# What a `/v1` answer in one piece has when its run came to an end. Within a text the quotes would
+# have backslashes before them.
+_REASONS: Mapping[str, bytes] = {
+    "/v1/chat/completions": b'"finish_reason":"',
+    "/v1/completions": b'"finish_reason":"',
+    "/v1/messages": b'"stop_reason":"',
+    # Its status is "completed" in any case; but what has called a function was not cut short.
+    "/v1/responses": b'"type":"function_call"',
+}
+# What each record of a stream has that brings something of the answer, about one token, and no
+# other record; within a text it would be written otherwise.
+_CONTENT: Mapping[str, bytes] = {
+    "/api/generate": b'"done":false',
+    "/api/chat": b'"done":false',
+    "/v1/chat/completions": b'"finish_reason":null',
+    "/v1/completions": b'"finish_reason":null',
+    "/v1/messages": b'"type":"content_block_delta"',
+    "/v1/responses": b".delta\ndata:",
+}
 _DONE_ROUTES = frozenset({"/v1/chat/completions", "/v1/completions"})
+_USAGE_KEYS = ("prompt_tokens", "completion_tokens", "input_tokens", "output_tokens")
 _ERROR_STARTS = (b'data: {"error":', b"event: error\n", b"event: response.failed\n")
 
 
@@ -70,24 +90,43 @@ def body_format(content_type: str) -> BodyFormat:
 
 
 class BodyWatch:
-    """Watches one answer's body go by."""
+    """Watches one answer's body go by.
 
-    __slots__ = ("_format", "_kind", "_route", "_tail", "bytes_seen", "chunks_seen")
+    records_seen: records so far that brought something of the answer; 0 where it does not stream.
+    """
+
+    __slots__ = (
+        "_content",
+        "_format",
+        "_kind",
+        "_route",
+        "_tail",
+        "bytes_seen",
+        "chunks_seen",
+        "records_seen",
+    )
 
     def __init__(self, route: Route, kind: JobKind, fmt: BodyFormat) -> None:
         self._route = route
         self._kind = kind
         self._format = fmt
         self._tail = bytearray()
+        streams = fmt in (BodyFormat.NDJSON, BodyFormat.SSE)
+        self._content = _CONTENT.get(route.path, b"") if streams else b""
         self.bytes_seen = 0
         self.chunks_seen = 0
+        self.records_seen = 0
 
     def feed(self, chunk: bytes) -> None:
         """Count a chunk and remember its end. No parsing, and memory stays bounded."""
         self.chunks_seen += 1
         self.bytes_seen += len(chunk)
         tail = self._tail
+        before = len(tail)
         tail += chunk
+        if self._content:  # which may lie across two chunks
+            start = max(before - len(self._content) + 1, 0)
+            self.records_seen += tail.count(self._content, start)
         if len(tail) > 2 * TAIL_BYTES:
             del tail[:-TAIL_BYTES]
 
@@ -114,26 +153,46 @@ class BodyWatch:
         return Ending.COMPLETE if self._is_last(record) else Ending.UNFINISHED
 
     def observation(self) -> Observation:
-        """The measured facts in the last record; empty where the body did not end well."""
+        """The measured facts in the last record; empty where the body did not end well.
+
+        A stream that does not say how many tokens it had is as long as it had records.
+        """
         if self.ending() is not Ending.COMPLETE:
             return Observation()
         if self._route.dialect is Dialect.NATIVE:
             return _native_observation(self._metrics(self._last_record()))
         usage = self._usage()
+        output_tokens = _count(usage, "completion_tokens", "output_tokens")
         return Observation(
             prompt_tokens=_count(usage, "prompt_tokens", "input_tokens"),
-            output_tokens=_count(usage, "completion_tokens", "output_tokens"),
+            output_tokens=output_tokens if output_tokens is not None else self.records_seen or None,
         )
 
     def _is_last(self, record: Mapping[str, Any] | None) -> bool:
         """Whether a JSON record ends its answer. record: None = its start is not in the tail."""
         if self._route.path in _PROGRESSING:
             return record is not None and record.get("status") == "success"
-        if self._route.path not in _GENERATING or self._answers_with_one_object:
+        if self._answers_with_one_object:
+            return True
+        if self._route.path in _REASONS:
+            return not self._ran_away()
+        if self._route.path not in _GENERATING:
             return True
         # `_debug_render_only` answers with the prompt, and says "done":false.
         has_said_done = record is not None and (record.get("done") or "_debug_info" in record)
         return bool(has_said_done) or "total_duration" in self._metrics(record)
+
+    def _ran_away(self) -> bool:
+        """Whether a `/v1` answer in one piece comes of a runner that was stopped or fell silent.
+
+        Ollama then says 200 as always, but not why the answer ends, and its usage is all zeros:
+        a whole answer has counted its prompt at least.
+        """
+        if b'"_debug_info":' in self._tail:  # `_debug_render_only`: a prompt, and no run at all
+            return False
+        usage = self._usage()
+        counts = [usage[key] for key in _USAGE_KEYS if key in usage]
+        return bool(counts) and not any(counts) and _REASONS[self._route.path] not in self._tail
 
     @property
     def _answers_with_one_object(self) -> bool:

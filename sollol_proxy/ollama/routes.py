@@ -19,6 +19,10 @@ class Plan(StrEnum):
     """Queued, and given to one host that has the model."""
     MERGE = "merge"
     """Answered from what all hosts say."""
+    BROADCAST = "broadcast"
+    """Carried out by every host concerned, and answered once."""
+    IDENTITY = "identity"
+    """Goes to the one host whose key and account count."""
     PASS = "pass"
     """Goes to one host and comes back untouched."""
 
@@ -68,8 +72,14 @@ def _merged(method: str, path: str) -> Route:
     return Route(method, path, Plan.MERGE, dialect_of(path))
 
 
-def _passed(method: str, path: str, *, streams: bool = False) -> Route:
-    return Route(method, path, Plan.PASS, dialect_of(path), streams_by_default=streams)
+def _broadcast(method: str, path: str, *, streams: bool = False) -> Route:
+    return Route(method, path, Plan.BROADCAST, dialect_of(path), JobKind.MANAGE, streams)
+
+
+def _identity(method: str, path: str, *, streams: bool = False) -> Route:
+    return Route(
+        method, path, Plan.IDENTITY, dialect_of(path), JobKind.PASS, streams_by_default=streams
+    )
 
 
 # In the order in which Ollama's `Allow` header names methods: HEAD first.
@@ -94,20 +104,20 @@ ROUTES: tuple[Route, ...] = (
     _merged("GET", "/api/ps"),
     _merged("GET", "/v1/models"),
     _merged("GET", "/v1/models/:model"),
-    _passed("POST", "/api/pull", streams=True),
-    _passed("POST", "/api/push", streams=True),
-    _passed("POST", "/api/create", streams=True),
-    _passed("POST", "/api/copy"),
-    _passed("DELETE", "/api/delete"),
-    _passed("HEAD", "/api/blobs/:digest"),
-    _passed("POST", "/api/blobs/:digest"),
-    _passed("POST", "/api/me"),
-    _passed("POST", "/api/signout"),
-    _passed("DELETE", "/api/user/keys/:key"),
-    _passed("GET", "/api/status"),
-    _passed("POST", "/api/experimental/web_search"),
-    _passed("POST", "/api/experimental/web_fetch"),
-    _passed("GET", "/api/experimental/model-recommendations"),
+    _broadcast("POST", "/api/pull", streams=True),
+    _identity("POST", "/api/push", streams=True),
+    _broadcast("POST", "/api/create", streams=True),
+    _broadcast("POST", "/api/copy"),
+    _broadcast("DELETE", "/api/delete"),
+    _broadcast("HEAD", "/api/blobs/:digest"),
+    _broadcast("POST", "/api/blobs/:digest"),
+    _identity("POST", "/api/me"),
+    _identity("POST", "/api/signout"),
+    _identity("DELETE", "/api/user/keys/:key"),
+    _identity("GET", "/api/status"),
+    _identity("POST", "/api/experimental/web_search"),
+    _identity("POST", "/api/experimental/web_fetch"),
+    _identity("GET", "/api/experimental/model-recommendations"),
 )
 
 _BY_METHOD_AND_PATH = {(route.method, route.path): route for route in ROUTES}

@@ -45,7 +45,9 @@ KEYS = st.sampled_from(KNOWN_KEYS)
 BODIES = st.binary() | st.dictionaries(KEYS, JSON_VALUES).map(lambda v: json.dumps(v).encode())
 
 
-@given(st.sampled_from(ROUTES), BODIES, st.text(), st.sampled_from(["", "identity", "gzip"]))
+@given(
+    st.sampled_from(ROUTES), BODIES, st.text(), st.sampled_from(["", "identity", "gzip", "zstd"])
+)
 def test_describe_never_raises(route: Any, body: bytes, content_type: str, encoding: str) -> None:
     facts = describe(route, body, content_type=content_type, content_encoding=encoding)
     assert facts.body_bytes == len(body)
@@ -132,7 +134,8 @@ def test_describe_leaves_to_a_host_what_a_host_refuses(body: bytes) -> None:
 def test_describe_leaves_encoded_bodies_to_a_host() -> None:
     body = b'{"model":"det","messages":[{"role":"user","content":"hi"}]}'
     path = "/v1/chat/completions"
-    assert facts_of(path, body, content_encoding="zstd").kind is JobKind.OTHER
+    for coding in ("gzip", "br", "zstd"):  # the last one is not what these bytes are
+        assert facts_of(path, body, content_encoding=coding).kind is JobKind.OTHER
     assert facts_of(path, body, content_encoding="Identity").kind is JobKind.GENERATE
 
 
@@ -191,6 +194,11 @@ def test_describe_marks_cloud_models(name: str) -> None:
         ("/v1/chat/completions", {"messages": []}, JobKind.OTHER),
         ("/v1/messages", {"messages": []}, JobKind.OTHER),
         ("/v1/responses", {"input": "hi"}, JobKind.GENERATE),
+        ("/v1/responses", {"input": user("hi")}, JobKind.GENERATE),
+        ("/v1/responses", {"input": "", "instructions": "Greet."}, JobKind.GENERATE),
+        ("/v1/responses", {"input": ""}, JobKind.LOAD),
+        ("/v1/responses", {"input": []}, JobKind.LOAD),
+        ("/v1/responses", {"input": [], "keep_alive": 0}, JobKind.LOAD),
         ("/api/show", {}, JobKind.SHOW),
         ("/api/pull", {}, JobKind.OTHER),
     ],

@@ -264,6 +264,8 @@ def test_parse_tags_reads_the_recorded_document() -> None:
         digest="9adbc43b3517503a7c300d13ca77f9266d0521ba0a36bb0620749ae2256fdcd3",
         size_bytes=269709183,
         capabilities=frozenset({"completion"}),
+        spelling="slow:latest",
+        modified_ns=1_795_485_413_396_728_542,
     )
     assert models["tool:latest"].capabilities == {"completion", "tools"}
 

@@ -11,8 +11,10 @@ from sollol_proxy.ollama.names import (
     canonical_pattern,
     display,
     is_cloud,
+    is_storable,
     is_valid,
     namespace,
+    stored,
 )
 
 PART = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,9}", fullmatch=True)
@@ -33,7 +35,12 @@ ANY_TEXT = st.text() | PIECES
         "tiny:LATEST",
         "tiny:local",
         "tiny:latest:local",
+        "TINY:Local",
+        "tiny: local ",
+        "http://registry.ollama.ai/library/tiny:latest",
+        "Registry.Ollama.AI/Library/Tiny:Latest:LOCAL",
         "  tiny\n",
+        "\v\f\r\ttiny\x85\xa0\u2003\u3000",
     ],
 )
 def test_canonical_is_the_same_for_all_spellings_of_one_model(spelling: str) -> None:
@@ -53,12 +60,69 @@ def test_canonical_is_the_same_for_all_spellings_of_one_model(spelling: str) -> 
         ("x:cloud", "x:cloud"),
         ("x:20b:cloud", "x:20b-cloud"),
         ("x:20b-cloud", "x:20b-cloud"),
+        ("X:20B:Cloud", "x:20b-cloud"),
+        ("x:20b-CLOUD", "x:20b-cloud"),
+        ("ns/x:cloud", "ns/x:cloud"),
+        ("registry.ollama.ai/library/x:20b:cloud", "x:20b-cloud"),
+        ("x-cloud", "x-cloud:latest"),
+        ("x-cloud:cloud", "x-cloud:cloud"),
+        ("x-local", "x-local:latest"),
+        ("x:my-local", "x:my-local"),
+        ("registry.ollama.ai/other/x", "other/x:latest"),
+        ("example.com/library/x:latest", "example.com/library/x:latest"),
+        ("x:latest:7b", "x:latest:7b"),
+        ("x:cloud:local", "x:cloud:local"),
+        ("x:local:local", "x:local:local"),
         ("not/a/name/at/all", "not/a/name/at/all"),
         ("A@sha256:B", "a@sha256:b"),
+        ("X\N{KELVIN SIGN}", "X\N{KELVIN SIGN}"),
     ],
 )
 def test_canonical_of_other_names(name: str, expected: str) -> None:
     assert canonical(name) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("X:Local", "x:local"),
+        ("library/x:local", "x:local"),
+        ("x:20b-Cloud", "x:20b-cloud"),
+        ("x:cloud", "x:cloud"),
+        ("x:20b:cloud", "x:20b:cloud"),
+        (" x ", " x "),
+        ("", ""),
+    ],
+)
+def test_stored_takes_a_name_as_it_lies(name: str, expected: str) -> None:
+    assert stored(name) == expected
+    assert stored(expected) == expected
+
+
+@given(ANY_TEXT)
+def test_stored_is_the_key_of_what_a_name_asks_for(name: str) -> None:
+    """What a host lists under the key that was asked for is found."""
+    assert stored(stored(name)) == stored(name)
+    if is_valid(name):
+        assert stored(canonical(name)) == canonical(name)
+        assert is_storable(canonical(name))
+
+
+@pytest.mark.parametrize("part", ["host", "namespace", "model", "tag"])
+@given(st.data())
+def test_names_ignore_the_case_of_each_part(part: str, data: st.DataObject) -> None:
+    names = {
+        "host": data.draw(PART),
+        "namespace": data.draw(PART),
+        "model": data.draw(PART),
+        "tag": data.draw(PART),
+    }
+    as_written = "{host}/{namespace}/{model}:{tag}".format(**names)
+    names[part] = names[part].swapcase()
+    swapped = "{host}/{namespace}/{model}:{tag}".format(**names)
+    assert canonical(swapped) == canonical(as_written)
+    assert stored(swapped) == stored(as_written)
+    assert display(swapped).lower() == display(as_written).lower()
 
 
 @given(ANY_TEXT)
@@ -103,27 +167,96 @@ def test_display_keeps_case_and_drops_defaults(name: str, expected: str) -> None
         "x:",
         "/x",
         "a//x",
+        "h//n/x",
+        "/n/x",
+        "https://x",
+        "https://n/x",
         "-x",
+        ".x",
+        "x:-t",
+        "x:.t",
         "é",
-        ":local",
+        "x\N{KELVIN SIGN}",
         "n.s/x",
+        "-n/x",
+        "-h/n/x",
+        ".h/n/x",
         "h/n/m/x",
         "x@sha256:ab",
-        "x:cloud:local",
-        "x:local:cloud",
+        "x@sha256-ab",
+        "x:latest@sha256:" + "a" * 64,
+        "x+q4:t",
         "",
+        " ",
         "a b",
-        "a" * 81,
+        "x:a b",
+        "x\0",
+        "\x1fx",
+        "x\x1c",
+        "x :t",
         f"x:{'t' * 81}",
+        "m" * 81,
+        f"{'n' * 81}/m",
+        f"{'h' * 351}/n/m",
     ],
 )
 def test_name_is_invalid(name: str) -> None:
     assert not is_valid(name)
+    assert not is_storable(name)
+    assert canonical(name) == (name.strip(" ").lower() if name.isascii() else name)
 
 
-@pytest.mark.parametrize("name", ["a" * 80, "x.y:q4_K-M", "_x", "h.io:80/n-s/m.x:t", "x:cloud"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "m" * 80,
+        f"x:{'t' * 80}",
+        f"{'n' * 80}/m",
+        f"{'h' * 350}/{'n' * 80}/{'m' * 80}:{'t' * 80}",
+        f"https://{'h' * 350}/{'n' * 80}/{'m' * 80}:{'t' * 80}",
+        "x.y:q4_K-M",
+        "_x",
+        "0",
+        "x--..__",
+        "h.io:80/n-s/m.x:t",
+        "_h/_n/_m:_t",
+        "x:cloud",
+        "x:local",
+        "x:20b-cloud",
+    ],
+)
 def test_name_is_valid(name: str) -> None:
     assert is_valid(name)
+    assert is_storable(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "named"),
+    [
+        # Blanks are forgiven, and sources are read, only where a model is asked for.
+        (" x", True, False),
+        ("x\n", True, False),
+        ("x:t:local", True, False),
+        ("x:20b:cloud", True, False),
+        ("x: cloud", True, False),
+        (":local", False, False),
+        (":cloud", False, False),
+        ("x:-cloud", False, False),
+        # Two sources are refused, and three colons are no name anyway.
+        ("x:cloud:local", False, False),
+        ("x:local:cloud", False, False),
+        ("x:CLOUD:Local", False, False),
+        ("x:local:local", False, False),
+        ("x:cloud:cloud", False, False),
+        ("x:20b-cloud:cloud", False, False),
+        ("x:20b-cloud:local", False, False),
+        ("x:20b:cloud:local", False, False),
+        ("x:a-cloud-cloud", False, True),
+    ],
+)
+def test_name_is_valid_where_ollama_takes_it(name: str, asked: bool, named: bool) -> None:
+    assert is_valid(name) is asked
+    assert is_storable(name) is named
 
 
 @pytest.mark.parametrize(
@@ -138,6 +271,11 @@ def test_name_is_valid(name: str) -> None:
         ("x:cloudy", False),
         ("cloud", False),
         ("h:cloud/n/x", False),
+        ("h:x-cloud/n/x", False),
+        ("x: Cloud ", True),
+        ("x-cloud:local", False),
+        ("ns/x:20B-CLOUD", True),
+        ("", False),
     ],
 )
 def test_name_asks_for_the_cloud(name: str, expected: bool) -> None:
@@ -165,6 +303,9 @@ def test_namespace_is_library_when_none_is_written(name: str, expected: str) -> 
         ("https://registry.ollama.ai/library/phi?", ["phi4:latest"], ["phi:latest"]),
         ("ns/*", ["ns/x:latest"], ["x:latest"]),
         ("*", ["x:latest", "ns/x:7b", "example.com/ns/x:7b"], []),
+        ("gpt*:20b:cloud", ["gpt-oss:20b-cloud"], ["gpt-oss:20b", "gpt-oss:cloud"]),
+        ("*:cloud", ["x:cloud", "ns/x:cloud"], ["x:20b-cloud", "x:latest"]),
+        ("*:*-cloud", ["x:20b-cloud"], ["x:cloud", "x-cloud:7b"]),
         ("[lq]*:local", ["llama3:8b", "qwen3:latest"], ["phi:latest"]),
     ],
 )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -88,7 +89,7 @@ def test_recordings_hold_every_ending_that_is_not_complete() -> None:
         ("crash-chat", Observation()),
         ("embed-single", Observation(7, None, 0.776406151)),
         ("embeddings", Observation()),
-        ("v1-chat-stream", Observation()),
+        ("v1-chat-stream", Observation(output_tokens=28)),  # it says nothing: records, counted
         ("v1-chat-stream-usage", Observation(6, 4)),
         ("v1-chat-nostream", Observation(6, 33)),
         ("v1-completions-stream", Observation(6, 4)),
@@ -167,6 +168,95 @@ def test_ending_is_unfinished_whatever_the_text_when_nothing_is_done(text: str) 
     assert fed(GENERATE, BodyFormat.NDJSON, line).ending() is Ending.UNFINISHED
     event = b"data: " + compact({"choices": [{"delta": {"content": text}}]}) + b"\n\n"
     assert fed(V1_CHAT, BodyFormat.SSE, event).ending() is Ending.UNFINISHED
+
+
+# --- answers of a stopped runner, in one piece ------------------------------------------------
+
+V1_COMPLETIONS, MESSAGES, RESPONSES = "/v1/completions", "/v1/messages", "/v1/responses"
+RECORDED_WHOLE = {
+    V1_CHAT: "v1-chat-nostream",
+    V1_COMPLETIONS: "v1-completions",
+    MESSAGES: "v1-messages",
+    RESPONSES: "v1-responses",
+}
+JULY = " july" * 30
+
+
+def recorded_whole(path: str) -> dict[str, Any]:
+    doc: dict[str, Any] = json.loads(HTTP[RECORDED_WHOLE[path]].answer)
+    return doc
+
+
+def stopped(path: str, text: str = JULY) -> dict[str, Any]:
+    """The recorded answer as Ollama sends it when it has stopped the run."""
+    doc = recorded_whole(path)
+    doc["usage"] = {
+        key: 0 if isinstance(value, int) else value for key, value in doc["usage"].items()
+    }
+    if path == MESSAGES:
+        del doc["stop_reason"]
+        doc["content"] = [{"type": "text", "text": text}]
+    elif path == RESPONSES:
+        assert doc["status"] == "completed"
+        doc["output"][0]["content"][0]["text"] = text
+    else:
+        choice = doc["choices"][0]
+        choice["finish_reason"] = None
+        if path == V1_CHAT:
+            choice["message"]["content"] = text
+        else:
+            choice["text"] = text
+    return doc
+
+
+@pytest.mark.parametrize("text", ["", JULY, TRAP * 2000, '"finish_reason":"stop"' * 9])
+@pytest.mark.parametrize("path", RECORDED_WHOLE)
+def test_answer_of_a_stopped_run_is_unfinished(path: str, text: str) -> None:
+    watch = fed(path, BodyFormat.JSON, compact(stopped(path, text)))
+    assert watch.ending() is Ending.UNFINISHED
+    assert watch.observation() == Observation()
+
+
+@pytest.mark.parametrize("path", RECORDED_WHOLE)
+def test_answer_with_a_count_or_a_reason_is_complete(path: str) -> None:
+    whole = recorded_whole(path)
+    counted = {**stopped(path), "usage": whole["usage"]}
+    assert fed(path, BodyFormat.JSON, compact(counted)).ending() is Ending.COMPLETE
+    without_usage = {key: value for key, value in stopped(path).items() if key != "usage"}
+    assert fed(path, BodyFormat.JSON, compact(without_usage)).ending() is Ending.COMPLETE
+    if path != RESPONSES:
+        reasoned = {**whole, "usage": stopped(path)["usage"]}
+        assert fed(path, BodyFormat.JSON, compact(reasoned)).ending() is Ending.COMPLETE
+
+
+def test_answer_that_stopped_at_its_limit_is_complete() -> None:
+    doc = recorded_whole(RESPONSES)
+    doc.update(status="incomplete", incomplete_details={"reason": "max_output_tokens"})
+    doc["max_output_tokens"] = 1
+    doc["usage"].update(output_tokens=0)
+    assert fed(RESPONSES, BodyFormat.JSON, compact(doc)).ending() is Ending.COMPLETE
+
+
+@pytest.mark.parametrize("path", [V1_CHAT, MESSAGES, RESPONSES])
+def test_call_of_a_function_is_complete_though_nothing_was_counted(path: str) -> None:
+    doc = stopped(path, "")
+    if path == MESSAGES:
+        doc["content"] = [{"type": "tool_use", "id": "x", "name": "f", "input": {}}]
+        doc["stop_reason"] = "tool_use"
+    elif path == RESPONSES:
+        doc["output"] = [{"type": "function_call", "name": "f", "arguments": "{}"}]
+    else:
+        doc["choices"][0]["message"]["tool_calls"] = [{"function": {"name": "f"}}]
+        doc["choices"][0]["finish_reason"] = "tool_calls"
+    assert fed(path, BodyFormat.JSON, compact(doc)).ending() is Ending.COMPLETE
+
+
+@pytest.mark.parametrize("path", RECORDED_WHOLE)
+def test_rendered_prompt_and_load_are_complete_though_nothing_was_counted(path: str) -> None:
+    body = compact({**stopped(path, ""), "_debug_info": {"rendered_template": "x"}})
+    assert fed(path, BodyFormat.JSON, body).ending() is Ending.COMPLETE
+    loaded = fed(path, BodyFormat.JSON, compact(stopped(path, "")), kind=JobKind.LOAD)
+    assert loaded.ending() is Ending.COMPLETE
 
 
 # --- rules ------------------------------------------------------------------------------------
@@ -270,11 +360,43 @@ def test_watch_never_raises_and_counts_all(
     assert watch.chunks_seen == len(chunks)
 
 
-@given(st.integers(1, 3000))
-def test_ending_does_not_depend_on_chunk_borders(size: int) -> None:
-    exchange = HTTP["generate-stream"]
-    route = find("POST", GENERATE)
-    watch = BodyWatch(route, JobKind.GENERATE, BodyFormat.NDJSON)
+STREAMS = {
+    "generate-stream": 28,
+    "v1-chat-stream": 28,
+    "v1-chat-stream-usage": 4,
+    "v1-completions-stream": 4,
+    "v1-responses-stream": 4,
+    "v1-messages-stream": 6,
+    "generate-nostream": 0,
+    "v1-chat-nostream": 0,
+    "embed-single": 0,
+}
+
+
+@pytest.mark.parametrize("id_", STREAMS)
+def test_records_of_an_answer_are_counted_while_it_streams(id_: str) -> None:
+    watch = watch_of(HTTP[id_])
+    assert watch.records_seen == STREAMS[id_]
+
+
+@pytest.mark.parametrize("path", [GENERATE, V1_CHAT, MESSAGES, RESPONSES])
+def test_records_are_not_counted_in_their_text(path: str) -> None:
+    text = '"done":false "finish_reason":null "type":"content_block_delta" .delta\ndata:'
+    for fmt in (BodyFormat.SSE, BodyFormat.NDJSON):
+        event = b"data: " + compact({"delta": {"content": text}}) + b"\n\n"
+        assert fed(path, fmt, event).records_seen == 0
+
+
+@given(st.sampled_from(list(STREAMS)), st.integers(1, 3000))
+def test_nothing_depends_on_chunk_borders(id_: str, size: int) -> None:
+    exchange = HTTP[id_]
+    whole = watch_of(exchange)
+    watch = BodyWatch(
+        find(exchange.method, exchange.raw_path),
+        JobKind.GENERATE,
+        body_format(exchange.answer_header("Content-Type")),
+    )
     for at in range(0, len(exchange.answer), size):
         watch.feed(exchange.answer[at : at + size])
-    assert watch.observation() == watch_of(exchange).observation()
+    assert watch.observation() == whole.observation()
+    assert watch.records_seen == whole.records_seen
