@@ -10,7 +10,7 @@ import pytest
 
 from sollol_proxy.config.document import read_document
 from sollol_proxy.config.load import load
-from sollol_proxy.config.schema import Config, HostSection, Section
+from sollol_proxy.config.schema import Config, HostSection, ModelSection, Section
 from sollol_proxy.core.policies import POLICIES
 
 PATH = Path(__file__).parents[1] / "sollol.yaml"
@@ -57,6 +57,15 @@ def test_shipped_examples_are_valid_and_have_every_key_of_a_host(tmp_path: Path)
     shape = keys(HostSection)
     document = read_document(UNCOMMENTED).data["hosts"][1]
     assert said(document, shape) == shape
+
+
+def test_shipped_examples_are_valid_and_have_every_key_of_a_model(tmp_path: Path) -> None:
+    path = tmp_path / "sollol.yaml"
+    path.write_text(UNCOMMENTED)
+    sections = loaded(path).models.values()
+    for name in ModelSection.model_fields:
+        default = getattr(ModelSection(), name)
+        assert any(getattr(section, name) != default for section in sections), name
 
 
 @pytest.mark.parametrize("text", [TEXT, UNCOMMENTED], ids=["defaults", "examples"])

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sollol_proxy.config.document import Path, read_document
+from sollol_proxy.config.hints import hint
 from sollol_proxy.config.schema import Config, HostSection
-from sollol_proxy.config.wording import hint, is_section
+from sollol_proxy.config.wording import is_section
 
 CONFIG_FILE = "SOLLOL_CONFIG"
 """Names the file; read by the command, no key."""

@@ -17,8 +17,9 @@ from pydantic_core import ErrorDetails
 
 from sollol_proxy.config.document import Document, Path, read_document
 from sollol_proxy.config.environment import Setting, read_environment
+from sollol_proxy.config.hints import hint
 from sollol_proxy.config.schema import MISPLACED, Config
-from sollol_proxy.config.wording import describe, dotted, hint, printable, quoted
+from sollol_proxy.config.wording import describe, dotted, printable, quoted
 from sollol_proxy.errors import ConfigError, ConfigProblem
 
 ENVIRONMENT = "environment"
@@ -160,7 +161,9 @@ class _Draft:
                 self._add_at(path, f"{quoted(shown)} is no policy{hint(shown, policies)}")
 
     def _add_found(self, error: ErrorDetails) -> None:
-        path = tuple(part for part in error["loc"] if part != "[key]")
+        path = error["loc"]
+        if path and path[-1] == "[key]":  # pydantic's mark for a key that is wrong itself
+            path = path[:-1]
         if error["type"] == MISPLACED:
             for below, message in error["ctx"]["mistakes"]:
                 self._add_at((*path, *below), message)

@@ -11,6 +11,8 @@ value, or the `${NAME}` it came from, in front.
 from __future__ import annotations
 
 import re
+from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -26,6 +28,7 @@ from pydantic_core import PydanticCustomError
 
 from sollol_proxy.config.addresses import normalised_url as normalised_url
 from sollol_proxy.config.addresses import split_listen as split_listen
+from sollol_proxy.config.crosschecks import Misplaced, misplaced_hosts, no_such_host, unreached
 from sollol_proxy.config.units import (
     Duration,
     PositiveDuration,
@@ -38,6 +41,7 @@ from sollol_proxy.config.units import (
 )
 from sollol_proxy.core.types import HostSpec, TaskType
 from sollol_proxy.ollama.names import canonical, canonical_pattern
+from sollol_proxy.ollama.options import MIN_NUM_CTX
 from sollol_proxy.ollama.routes import ROUTES, Plan
 
 MISPLACED = "misplaced"
@@ -45,6 +49,10 @@ MISPLACED = "misplaced"
 
 QUEUED_PATHS = frozenset(route.path for route in ROUTES if route.plan is Plan.BALANCE)
 """The paths whose requests wait in the queue: what `queue.route_priorities` may name."""
+
+
+ContextLength = Annotated[WholeNumber, Field(ge=MIN_NUM_CTX, le=2**24)]
+"""Tokens. No model was trained with so many as the upper bound."""
 
 
 class Section(BaseModel):
@@ -234,26 +242,78 @@ class HostSection(Section):
         )
 
 
+class ModelSection(Section):
+    """What holds for the models that a name or a shell pattern covers.
+
+    hosts: ids of the hosts that are to hold them, where pull and create put them; empty = all.
+    num_ctx: context length that every request on the native routes is given; null = as it asks.
+    max_num_ctx: the most that one may ask for; who asks for none gets the host's own default.
+    """
+
+    hosts: tuple[str, ...] = ()
+    num_ctx: ContextLength | None = None
+    max_num_ctx: ContextLength | None = None
+
+    @model_validator(mode="after")
+    def _pinned_or_bounded(self) -> ModelSection:
+        if self.num_ctx is not None and self.max_num_ctx is not None:
+            raise _misplaced([(("max_num_ctx",), "has no effect beside num_ctx")])
+        return self
+
+    def num_ctx_for(self, asked: int | None) -> int | None:
+        """The context length of a request that asks for this one; None = the host's default."""
+        if self.num_ctx is not None:
+            return self.num_ctx
+        if self.max_num_ctx is None or asked is None:
+            return asked
+        return min(asked, self.max_num_ctx)
+
+
+_NO_RULES = ModelSection()
+
+
 class Config(Section):
     """The whole configuration.
 
     listen: ADDRESS:PORT. The default is Ollama's own.
     policy: how a host is chosen; see `core.policies`.
+    drift: who serves a name under which hosts have different models: all of them (`mix`), or only
+        those that have the newest one (`newest`).
+    identity: id of the one host whose key and account count; null = the first that is up.
+    models: by name or shell pattern; the first that covers a model holds for it.
+    state: file for what was learnt, read at start; null = it is gone with the process.
+    state_interval: between two writings of it; it is written at the end as well.
+    decision_log: file that gets one JSON line for each request, never its text; null = none.
+    decision_log_size: at this size it begins anew, and the one before it is kept.
     origins: web origins that may call, beside those Ollama always allows; as OLLAMA_ORIGINS.
     templates: folder whose files replace those of the status page; null = none.
     """
 
     listen: str = "127.0.0.1:11434"
     policy: str = "seven_factor"
+    drift: Literal["mix", "newest"] = "mix"
     hosts: tuple[HostSection, ...] = ()
+    identity: str | None = None
+    models: dict[str, ModelSection] = Field(default_factory=dict)
     queue: QueueSection = QueueSection()
     probes: ProbesSection = ProbesSection()
     retries: RetriesSection = RetriesSection()
     alerts: AlertsSection = AlertsSection()
     limits: LimitsSection = LimitsSection()
     log: LogSection = LogSection()
+    state: str | None = None
+    state_interval: PositiveDuration = 300.0
+    decision_log: str | None = None
+    decision_log_size: PositiveSize = 64 * 2**20
     origins: tuple[str, ...] = ()
     templates: str | None = None
+
+    @field_validator("state", "decision_log")
+    @classmethod
+    def _names_a_file(cls, value: str | None) -> str | None:
+        if value is not None and (not value.strip() or "\0" in value or value.endswith("/")):
+            raise ValueError("is no file name")
+        return value
 
     @field_validator("listen")
     @classmethod
@@ -264,7 +324,7 @@ class Config(Section):
     @field_validator("hosts")
     @classmethod
     def _ids_differ(cls, value: tuple[HostSection, ...]) -> tuple[HostSection, ...]:
-        mistakes: list[tuple[tuple[str | int, ...], str]] = []
+        mistakes: Misplaced = []
         first_with: dict[str, int] = {}
         for index, host in enumerate(value):
             first = first_with.setdefault(host.id, index)
@@ -275,7 +335,57 @@ class Config(Section):
             raise _misplaced(mistakes)
         return value
 
+    @field_validator("identity")
+    @classmethod
+    def _identity_is_a_host(cls, value: str | None, info: ValidationInfo) -> str | None:
+        # Nothing to compare with where the hosts themselves are wrong.
+        ids = [host.id for host in info.data.get("hosts", ())]
+        if value is not None and "hosts" in info.data and value not in ids:
+            raise _misplaced([((), no_such_host(value, ids))])
+        return value
 
-def _misplaced(mistakes: list[tuple[tuple[str | int, ...], str]]) -> PydanticCustomError:
+    @field_validator("models", mode="before")
+    @classmethod
+    def _empty_section_is_default(cls, value: Any) -> Any:
+        # As for `hosts:`, every line below a model's name may be commented out.
+        if not isinstance(value, dict):
+            return value
+        return {key: {} if below is None else below for key, below in value.items()}
+
+    @field_validator("models")
+    @classmethod
+    def _models_fit_hosts(
+        cls, value: dict[str, ModelSection], info: ValidationInfo
+    ) -> dict[str, ModelSection]:
+        mistakes = unreached(value)
+        if "hosts" in info.data:
+            specs = {host.id: host.spec() for host in info.data["hosts"]}
+            placed = {name: section.hosts for name, section in value.items()}
+            mistakes += misplaced_hosts(placed, specs)
+        if mistakes:
+            raise _misplaced(mistakes)
+        return value
+
+    def placed(self, model: str) -> frozenset[str] | None:
+        """Ids of the hosts that are to hold a model; None = every host.
+
+        model: canonical. Whether each of them may serve it is `HostSpec.may_serve`'s to say.
+        """
+        return frozenset(self.rules_for(model).hosts) or None
+
+    def rules_for(self, model: str) -> ModelSection:
+        """What `models` says of a model; an empty section where it says nothing.
+
+        model: canonical.
+        """
+        covering = (below for pattern, below in self._by_pattern if fnmatchcase(model, pattern))
+        return next(covering, _NO_RULES)
+
+    @cached_property
+    def _by_pattern(self) -> tuple[tuple[str, ModelSection], ...]:
+        return tuple((canonical_pattern(name), below) for name, below in self.models.items())
+
+
+def _misplaced(mistakes: Misplaced) -> PydanticCustomError:
     """An error that says for each mistake where it stands below the value that was checked."""
     return PydanticCustomError(MISPLACED, "{text}", {"text": mistakes[0][1], "mistakes": mistakes})

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
-from difflib import get_close_matches
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic_core import ErrorDetails
 
 from sollol_proxy.config.document import Path
+from sollol_proxy.config.hints import hint
 from sollol_proxy.config.schema import Config, Section
 
 _LONGEST_SHOWN = 60
@@ -64,12 +63,6 @@ def describe(error: ErrorDetails, value: Any) -> str:
     return f"{quoted(value)} {claim}"
 
 
-def hint(word: str, known: Collection[str]) -> str:
-    """A clause that names the nearest known word, or all of them where none is near."""
-    near = get_close_matches(word, known, n=1)
-    return f"; did you mean `{near[0]}`?" if near else f"; known: {', '.join(known)}"
-
-
 def quoted(value: Any) -> str:
     """A value as a message shows it: short, on one line, without a password."""
     if isinstance(value, list | tuple):
@@ -90,10 +83,13 @@ def printable(text: str) -> str:
 def section_at(path: Path) -> type[Section]:
     """The section that holds the keys below `path`: `("hosts", 2)` → HostSection."""
     section: type[Section] = Config
-    for part in path:
+    parts = iter(path)
+    for part in parts:
         if isinstance(part, str):
             annotation = section.model_fields[part].annotation
             section = next(kind for kind in (annotation, *get_args(annotation)) if is_section(kind))
+            if get_origin(annotation) is dict:
+                next(parts, None)  # The user's own word, such as a model's name.
     return section
 
 

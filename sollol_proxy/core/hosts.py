@@ -8,16 +8,14 @@ exceed `max_models`; a job is counted from its dispatch to its end, once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 
-from sollol_proxy.core.estimate import (
-    LOAD_THRESHOLD_S,
-    REFERENCE_PROMPT_TOKENS,
-    DecayedMean,
-    Speeds,
-    phases,
-)
+from sollol_proxy.core.estimate import REFERENCE_PROMPT_TOKENS, DecayedMean
+from sollol_proxy.core.eviction import evicted
 from sollol_proxy.core.health import Health, HealthRules
+from sollol_proxy.core.lessons import learn_attempt, learn_residents
+from sollol_proxy.core.memory import HostMemory, Memory
+from sollol_proxy.core.running import Running
 from sollol_proxy.core.snapshots import HostSnapshot
 from sollol_proxy.core.types import (
     AttemptResult,
@@ -37,28 +35,49 @@ ASSUMED_SUCCESSES = 3
 """Good attempts that every host starts with: the first failure of a new host is not its measure."""
 
 
-class HostEntry:
-    """A host of the pool; satisfies `policies.base.HostView`."""
+def _bars_nothing(host: HostEntry, job: Job) -> bool:
+    return False
 
-    def __init__(self, spec: HostSpec, rules: HealthRules, now: float) -> None:
+
+class HostEntry:
+    """A host of the pool; satisfies `policies.base.HostView`.
+
+    bars: whether a job that the host suits is better done by others; see `core.pool`.
+    memory: what was learnt, of this host and of the pool.
+    concurrency: jobs that the host is meant to run at once, whatever their models.
+    installed: replaced when it changes and never changed in place, so that it can be handed out
+        and compared by identity.
+    """
+
+    def __init__(
+        self,
+        spec: HostSpec,
+        rules: HealthRules,
+        now: float,
+        bars: Callable[[HostEntry, Job], bool] = _bars_nothing,
+        memory: Memory | None = None,
+    ) -> None:
         self.spec = spec
+        self.concurrency = max(spec.slots, *spec.model_slots.values(), 1)
+        self._bars = bars
         self.health = Health(rules, since_s=now)
-        self.installed: dict[str, InstalledModel] = {}
+        self.installed: Mapping[str, InstalledModel] = {}
         self.inventory_known = False
         self.resident: dict[str, ResidentModel] = {}
         self.version = ""
         self.round_trip_s: float | None = None
-        self.speeds = Speeds()
+        self.memory = memory if memory is not None else Memory()
         self.completed = 0
         self.failures = 0
         self._success = DecayedMean()
         for _ in range(ASSUMED_SUCCESSES):
             self._success.add(1.0)
-        self._jobs: dict[str, Job] = {}
-        self._found_cold: set[str] = set()
-        self._answered: set[str] = set()
+        self._jobs: dict[str, Running] = {}
         self._loading: dict[str, str] = {}
         self._by_model: dict[str, int] = {}
+        self._aliases: dict[str, tuple[str, ...]] = {}
+        self._reported: Mapping[str, ResidentModel] = {}
+        self._loads_begun: set[str] = set()
 
     # What policies see
 
@@ -78,6 +97,16 @@ class HostEntry:
         return self._by_model
 
     @property
+    def known(self) -> HostMemory:
+        """What was learnt of this host."""
+        return self.memory.of(self.spec.id)
+
+    @property
+    def running(self) -> Collection[Running]:
+        """Jobs in flight there, those without a slot included."""
+        return self._jobs.values()
+
+    @property
     def success_ratio(self) -> float | None:
         """Decayed share of attempts that ended well; None before the first."""
         return self._success.value if self.completed or self.failures else None
@@ -94,11 +123,13 @@ class HostEntry:
         return 1 if installed is not None and installed.is_embedder else self.spec.slots
 
     def free_slots(self, model: str) -> int:
-        """Slots for a model that are free now."""
+        """Slots for a model that are free now; names of one file share them."""
         health = self.health
         if not health.state.is_routable:
             return 0
         running = self._by_model.get(model, 0)
+        if self._aliases:
+            running += sum(self._by_model.get(alias, 0) for alias in self._aliases.get(model, ()))
         if not running and len(self._by_model) >= self.spec.max_models:
             return 0
         free = self.slots(model) - running
@@ -106,13 +137,34 @@ class HostEntry:
             return min(free, 1) if health.trial is None else 0
         return free
 
+    def runner(self, model: str) -> ResidentModel | None:
+        """The model in memory, under this name or another of the same file."""
+        resident = self.resident.get(model)
+        if resident is None and self._aliases:
+            for alias in self._aliases.get(model, ()):
+                resident = resident or self.resident.get(alias)
+        return resident
+
+    def needs_load(self, job: Job) -> bool:
+        """Whether the job's model has to be loaded for it, or loaded anew with its options."""
+        resident = self.runner(job.model)
+        if resident is None:
+            return True
+        if not job.options_key and not self.known.variants.is_known(job.model):
+            return False
+        return not self.known.variants.suits(job, resident)
+
     def is_eligible(self, job: Job) -> bool:
         """Whether the host may take the job at all, now or when a slot is free."""
         return self.health.state.is_routable and self.could_serve(job)
 
     def could_serve(self, job: Job) -> bool:
         """Whether the host could take the job if it were up."""
-        if self.spec.id in job.excluded:
+        return self.suits(job) and not self._bars(self, job)
+
+    def suits(self, job: Job) -> bool:
+        """Whether the host could take the job if it were up and there were no others."""
+        if not job.may_go_to(self.spec.id):
             return False
         if not job.kind.needs_model:
             return not job.model or self.spec.may_serve(job.model)
@@ -120,11 +172,11 @@ class HostEntry:
 
     def first_token_s(self, model: str, prompt_tokens: int) -> float | None:
         """Expected seconds from start to first token with the model in memory."""
-        return self.speeds.first_token_s(model, prompt_tokens)
+        return self.known.speeds.first_token_s(model, prompt_tokens)
 
     def decode_tokens_per_s(self, model: str) -> float | None:
         """Learnt output speed; None = not known."""
-        return self.speeds.decode_tokens_per_s(model)
+        return self.known.speeds.decode_tokens_per_s(model)
 
     # What the scheduler tells it
 
@@ -134,26 +186,33 @@ class HostEntry:
         Raises:
             KeyError: it is not.
         """
+        return self._jobs[job_id].job
+
+    def running_job(self, job_id: str) -> Running:
+        """How far a job in flight here has come.
+
+        Raises:
+            KeyError: it is not.
+        """
         return self._jobs[job_id]
 
-    def begin(self, job: Job) -> None:
+    def begin(self, job: Job, now: float) -> None:
         """The job goes to this host."""
-        self._jobs[job.id] = job
+        running = self._jobs[job.id] = Running(job, now)
         if not job.kind.takes_slot:
             return
+        self._weigh(now)
         self.health.begin_trial(job.id)
+        running.matched_tokens = self.memory.affinity.matched_tokens(self.spec.id, job)
+        running.was_cold = self.needs_load(job)
+        running.beside_load = bool(self._loading)
         self._by_model[job.model] = self._by_model.get(job.model, 0) + 1
-        if job.model not in self.resident:
-            self._found_cold.add(job.id)
-            self._loading[job.model] = job.id
-            installed = self.installed.get(job.model)
-            self.resident[job.model] = ResidentModel(
-                job.model, size_bytes=installed.size_bytes if installed else 0
-            )
+        if running.was_cold:
+            self._begin_load(job)
 
     def unanswered(self) -> list[Job]:
         """Jobs here that have brought no byte yet."""
-        return [job for job_id, job in self._jobs.items() if job_id not in self._answered]
+        return [each.job for each in self._jobs.values() if each.first_byte_s is None]
 
     def is_loading(self, job_id: str) -> bool:
         """Whether the host loads a model for this job."""
@@ -161,14 +220,21 @@ class HostEntry:
 
     def first_byte(self, job_id: str, now: float) -> None:
         """The job's answer begins: the model is loaded and the host works."""
-        job = self._jobs.get(job_id)
-        if job is None:
+        running = self._jobs.get(job_id)
+        if running is None:
             return
-        self._answered.add(job_id)
-        if not job.kind.takes_slot:
+        if running.first_byte_s is None:
+            running.first_byte_s, running.expected = now, None
+        if not running.job.kind.takes_slot:
             return
-        self._loading.pop(job.model, None)
+        self._loading.pop(running.job.model, None)
         self.health.trial_answers(job_id, now)
+
+    def progress(self, job_id: str, tokens: int, now: float) -> None:
+        """The job has streamed so many tokens."""
+        running = self._jobs.get(job_id)
+        if running is not None:
+            running.progress(tokens, now)
 
     def end(
         self,
@@ -179,26 +245,32 @@ class HostEntry:
         now: float,
     ) -> None:
         """The job is over on this host."""
-        job = self._jobs.pop(job_id)
-        was_cold = job_id in self._found_cold
-        self._found_cold.discard(job_id)
-        self._answered.discard(job_id)
+        running = self._jobs[job_id]
+        job = running.job
         if job.kind.takes_slot:
+            self._weigh(now)
             self._release(job, result)
+        del self._jobs[job_id]
         self.health.end_trial(job_id)
         if result is AttemptResult.MODEL_MISSING:
-            self.installed.pop(job.model, None)
+            self.installed = {
+                name: model for name, model in self.installed.items() if name != job.model
+            }
             self.resident.pop(job.model, None)
         elif result is AttemptResult.COMPLETED:
             if job.kind.takes_slot:
                 self.health.attempt_completed()
-            self._learn(job, observation, was_cold=was_cold)
+            self.completed += 1
+            self._success.add(1.0)
+            if job.kind is JobKind.UNLOAD:
+                self.resident.pop(job.model, None)
         elif result in _HOST_FAULTS:
             self.failures += 1
             self._success.add(0.0)
             self.health.attempt_failed(
                 detail, now, is_unreachable=result is AttemptResult.UNREACHABLE
             )
+        learn_attempt(self, running, result, observation)
 
     def report(self, report: HostReport, now: float) -> None:
         """A probe came back."""
@@ -209,13 +281,12 @@ class HostEntry:
         self.version = report.version or self.version
         self.round_trip_s = report.round_trip_s
         if report.installed is not None:
-            self.installed = dict(report.installed)
+            if report.installed != self.installed:
+                self.installed = dict(report.installed)
+                self._aliases = _aliases(self.installed)
             self.inventory_known = True
         if report.resident is not None:
-            running = {
-                model: self.resident.get(model, ResidentModel(model)) for model in self._by_model
-            }
-            self.resident = {**running, **report.resident}
+            self._report_residents(report.resident)
 
     def snapshot(self, now: float) -> HostSnapshot:
         """A frozen copy for pages and JSON."""
@@ -253,20 +324,45 @@ class HostEntry:
                 # Nobody saw it answer: a load that was cut short leaves nothing in memory.
                 self.resident.pop(job.model, None)
 
-    def _learn(self, job: Job, observation: Observation | None, *, was_cold: bool) -> None:
-        self.completed += 1
-        self._success.add(1.0)
-        if job.kind is JobKind.UNLOAD:
-            self.resident.pop(job.model, None)
-        if observation is None or not job.kind.takes_slot:
-            return
-        was_resident = not was_cold and (observation.load_s or 0.0) < LOAD_THRESHOLD_S
-        self.speeds.learn(
+    def _begin_load(self, job: Job) -> None:
+        self._loading[job.model] = job.id
+        self._loads_begun.add(job.model)
+        self.known.variants.loaded(job)
+        self.memory.affinity.drop(self.spec.id, job.model)
+        _, gone, _ = evicted(self, self.memory, tuple(self.resident), job.model, self._by_model)
+        for model in gone:
+            del self.resident[model]
+        self.resident[job.model] = ResidentModel(
             job.model,
-            phases(
-                observation,
-                prompt_tokens_est=job.prompt_tokens_est,
-                is_stream=job.stream,
-                was_resident=was_resident,
-            ),
+            size_bytes=self.memory.footprint_bytes(job.model, self.installed.get(job.model)),
+            context_length=job.num_ctx or 0,
         )
+
+    def _report_residents(self, reported: Mapping[str, ResidentModel]) -> None:
+        learn_residents(self, self._reported, reported, self._loads_begun)
+        self._reported = reported
+        self._loads_begun = set(self._loading)
+        running = {
+            model: self.resident.get(model, ResidentModel(model)) for model in self._by_model
+        }
+        self.resident = {**running, **reported}
+
+    def _weigh(self, now: float) -> None:
+        runners = len(self._by_model)
+        for each in self._jobs.values():
+            if each.job.kind.takes_slot:
+                each.weigh(self._by_model.get(each.job.model, 1), max(runners, 1), now)
+
+
+def _aliases(installed: Mapping[str, InstalledModel]) -> dict[str, tuple[str, ...]]:
+    """For each model with a copy under other names, these names."""
+    by_digest: dict[str, list[str]] = {}
+    for name, copy in installed.items():
+        if copy.digest:
+            by_digest.setdefault(copy.digest, []).append(name)
+    return {
+        name: tuple(other for other in names if other != name)
+        for names in by_digest.values()
+        if len(names) > 1
+        for name in names
+    }

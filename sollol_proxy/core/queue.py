@@ -1,9 +1,10 @@
 """The one waiting room: order, bound, deadlines.
 
-A job's place is the key `arrived − ageing · priority`, smaller first, then order of arrival.
-All jobs age alike, so this constant key is the founding rule "+1 priority for each `ageing`
-seconds waited" without ever sorting again: a rank against another job never flips. A priority-1
-job stands before fresh priority-10 ones after nine times `ageing`; that bound is meant.
+A job's place is the key `arrived − ageing · priority`, plus what the policy adds when the job
+arrives, smaller first, then order of arrival. All jobs age alike, so this constant key is the
+founding rule "+1 priority for each `ageing` seconds waited" without ever sorting again: a rank
+against another job never flips. Where the policy adds nothing, a priority-1 job stands before
+fresh priority-10 ones after nine times `ageing`; that bound is meant.
 
 Jobs that the same hosts may take stand in the same lane, each lane sorted. What has no free
 host is skipped lane by lane, so a thousand jobs for a busy model hide nobody else's turn.
@@ -17,16 +18,17 @@ from dataclasses import dataclass
 from heapq import heappop, heappush, merge
 from typing import NamedTuple
 
-from sollol_proxy.core.types import Job
+from sollol_proxy.core.types import Job, JobKind
 
 
 class Lane(NamedTuple):
     """What decides which hosts may take a job."""
 
     model: str
-    takes_slot: bool
-    needs_model: bool
+    kind: JobKind
     excluded: frozenset[str]
+    only: str
+    route: str
 
 
 class _Place(NamedTuple):
@@ -39,11 +41,12 @@ class _Place(NamedTuple):
 class _Entry:
     place: _Place
     enqueued_s: float
+    shift_s: float
 
 
 def lane_of(job: Job) -> Lane:
     """The lane a job stands in."""
-    return Lane(job.model, job.kind.takes_slot, job.kind.needs_model, job.excluded)
+    return Lane(job.model, job.kind, job.excluded, job.only, job.route)
 
 
 class Queue:
@@ -66,8 +69,8 @@ class Queue:
         """The job's place, seconds; constant while it waits."""
         return job.arrived_s - self._ageing_s * job.priority
 
-    def add(self, job: Job, now: float) -> None:
-        """Let a job in.
+    def add(self, job: Job, now: float, shift_s: float = 0.0) -> None:
+        """Let a job in. shift_s: added to its key; < 0 moves it forward.
 
         Raises:
             ValueError: a job of that id waits already.
@@ -75,8 +78,8 @@ class Queue:
         if job.id in self._entries:
             raise ValueError(f"job {job.id} waits already")
         self._serial += 1
-        place = _Place(self.key(job), self._serial, job)
-        self._entries[job.id] = _Entry(place, now)
+        place = _Place(self.key(job) + shift_s, self._serial, job)
+        self._entries[job.id] = _Entry(place, now, shift_s)
         insort(self._lanes.setdefault(lane_of(job), []), place, key=lambda p: (p.key, p.serial))
         if job.deadline_s is not None:
             heappush(self._deadlines, (job.deadline_s, job.id))
@@ -101,9 +104,9 @@ class Queue:
         Raises:
             KeyError: no job of that id waits.
         """
-        enqueued_s = self._entries[job.id].enqueued_s
+        entry = self._entries[job.id]
         self.remove(job.id)
-        self.add(job, enqueued_s)
+        self.add(job, entry.enqueued_s, entry.shift_s)
 
     def get(self, job_id: str) -> Job | None:
         """A waiting job."""
@@ -117,6 +120,14 @@ class Queue:
     def lanes(self) -> list[Lane]:
         """Lanes in which somebody waits."""
         return list(self._lanes)
+
+    def first_in(self, lane: Lane) -> Job:
+        """The first job of a lane in which somebody waits."""
+        return self._lanes[lane][0].job
+
+    def count_in(self, lane: Lane) -> int:
+        """How many wait in a lane."""
+        return len(self._lanes.get(lane, ()))
 
     def in_lane(self, lane: Lane) -> list[Job]:
         """The jobs of a lane in order."""

@@ -16,26 +16,31 @@ that may move jobs returns the effects that the shell has to carry out, in order
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 
 from sollol_proxy.core.health import HealthRules
 from sollol_proxy.core.hosts import HostEntry
-from sollol_proxy.core.learnt import Learnt
-from sollol_proxy.core.policies.base import Policy
+from sollol_proxy.core.memory import Memory
+from sollol_proxy.core.passing import pass_on
+from sollol_proxy.core.planned import LOOKED_AT, Planned, free_for
+from sollol_proxy.core.policies.base import Plan, Planner, Policy
 from sollol_proxy.core.policies.least_in_flight import LeastInFlight
-from sollol_proxy.core.queue import Lane, Queue
+from sollol_proxy.core.pool import Pool
+from sollol_proxy.core.predict import rest_s
+from sollol_proxy.core.queue import Lane, Queue, lane_of
+from sollol_proxy.core.reasons import of_decision, why_no_host, why_waiting
 from sollol_proxy.core.snapshots import Snapshot, WaitingJob
 from sollol_proxy.core.types import (
     AttemptResult,
-    Cost,
     Decision,
     Dispatch,
     Effect,
     HostReport,
     HostSpec,
     HostState,
+    InstalledModel,
     Job,
     JobKind,
     Observation,
@@ -45,22 +50,27 @@ from sollol_proxy.core.types import (
     Refuse,
 )
 
-LOOKED_AT = 32
-"""Waiting jobs that one plan sees. Measured in a simulator: 8 lose up to 1.3 ×, 64 gain nothing."""
-
 SHOWN_WAITING = 50
 """Waiting jobs that a snapshot lists."""
 
 MAX_RETRY_AFTER_S = 60.0
 
+CHANGES_MUCH_S = 1.0
+CHANGES_MUCH_RATIO = 0.25
+"""A running job's expected end has to move by both to be worth a new plan."""
+
 
 @dataclass(frozen=True, slots=True)
 class SchedulerRules:
-    """Bounds of the scheduler; see `config.schema.QueueSection`. Seconds."""
+    """Bounds of the scheduler, seconds; see `config.schema.QueueSection`.
+
+    keeps_newest: of hosts with different models under one name only those with the newest serve it.
+    """
 
     max_waiting: int = 512
     ageing_s: float = 60.0
     no_host_wait_s: float = 2.0
+    keeps_newest: bool = False
     health: HealthRules = field(default_factory=HealthRules)
 
 
@@ -68,6 +78,7 @@ class Scheduler:
     """Owns the queue, the jobs in flight and the hosts.
 
     `now` is monotonic seconds and never goes back between calls. rng breaks ties.
+    memory: all that is learnt; the shell may export it, restore it and forget it.
     """
 
     def __init__(
@@ -79,7 +90,10 @@ class Scheduler:
         rng: Random,
         now: float,
     ) -> None:
-        self._hosts = {spec.id: HostEntry(spec, rules.health, now) for spec in specs}
+        self.memory = Memory()
+        self._pool = Pool(
+            specs, rules.health, now, keeps_newest=rules.keeps_newest, memory=self.memory
+        )
         self._policy = policy
         self._fallback = LeastInFlight(rng)
         self._rules = rules
@@ -87,8 +101,12 @@ class Scheduler:
         self._running: dict[str, HostEntry] = {}
         self._stranded_since: dict[str, float] = {}
         self._is_draining = False
-        self._learnt = Learnt()
-        self.plan_faults = 0
+        self._expected_end_s: dict[str, float] = {}
+        self._planned: Planned | None = None
+        if isinstance(policy, Planner):
+            policy.memory = self.memory
+            self._planned = Planned(policy, self._queue)
+        self._plan_faults = 0
 
     # Jobs
 
@@ -102,8 +120,11 @@ class Scheduler:
             raise ValueError(f"job {job.id} is in flight already")
         if self._is_draining and job.attempt == 1:
             return [Refuse(job.id, Outcome.DRAINING, "the proxy is shutting down", 1.0)]
-        self._queue.add(self._as_asked(job), now)
-        effects = self._dispatch(now)
+        if job.attempt == 1 and job.kind.takes_slot:
+            self.memory.demand.add(job.model, now)
+        asked = self._as_asked(job)
+        self._queue.add(asked, now, self._key_shift(asked))
+        effects = self._dispatch(now, arrives=True)
         if (
             job.attempt == 1
             and job.id in self._queue
@@ -131,6 +152,25 @@ class Scheduler:
         host.first_byte(job_id, now)
         return effects + self._dispatch(now) if host.state is not was else effects
 
+    def progress(self, job_id: str, tokens: int, now: float) -> list[Effect]:
+        """A job in flight has streamed so many output tokens so far.
+
+        To be called a few times a second at most; unknown ids are ignored.
+        """
+        host = self._running.get(job_id)
+        if host is None:
+            return []
+        host.progress(job_id, tokens, now)
+        if self._planned is None or not self._planned.holds.lanes():
+            return []
+        end_s = now + rest_s(self.memory, host.running_job(job_id), host, now)
+        expected_s = self._expected_end_s.setdefault(job_id, end_s)
+        moved_s = abs(end_s - expected_s)
+        if moved_s < CHANGES_MUCH_S or moved_s < CHANGES_MUCH_RATIO * (end_s - now):
+            return []
+        self._expected_end_s[job_id] = end_s
+        return self._dispatch(now)
+
     def finish(
         self,
         job_id: str,
@@ -146,10 +186,13 @@ class Scheduler:
             KeyError: the job is not in flight.
         """
         host = self._running.pop(job_id)
+        self._expected_end_s.pop(job_id, None)
         job = host.job(job_id)
         host.end(job_id, result, observation, detail, now)
+        self._pool.note(host)
+        self._pool.learn_route(host, job, result)
         if result is AttemptResult.COMPLETED and observation is not None:
-            self._learnt.add(job, observation)
+            self.memory.stats.add(job, observation)
         unloads = job.kind is JobKind.UNLOAD
         effects: list[Effect] = [ProbeNow(host.spec.id)] if unloads else []
         return effects + self._dispatch(now)
@@ -158,10 +201,11 @@ class Scheduler:
 
     def report(self, report: HostReport, now: float) -> list[Effect]:
         """A probe came back. Unknown hosts are ignored: the pool may have changed meanwhile."""
-        host = self._hosts.get(report.host_id)
+        host = self._pool.get(report.host_id)
         if host is None:
             return []
         host.report(report, now)
+        self._pool.note(host)
         return self._recalls(host) + self._dispatch(now)
 
     def set_host_draining(self, host_id: str, is_draining: bool, now: float) -> list[Effect]:
@@ -170,9 +214,10 @@ class Scheduler:
         Raises:
             KeyError: no host of that id.
         """
-        health = self._hosts[host_id].health
-        health.is_draining = is_draining
-        health.since_s = now
+        host = self._pool[host_id]
+        host.health.is_draining = is_draining
+        host.health.since_s = now
+        self._pool.note(host)
         return self._dispatch(now)
 
     def drain(self) -> None:
@@ -181,27 +226,46 @@ class Scheduler:
 
     def lists(self, model: str) -> bool:
         """Whether some host, up or down, is known to have the model."""
-        return any(model in host.installed for host in self._hosts.values())
+        return self._pool.first_copy(model) is not None
 
     def routable(self) -> list[str]:
         """Ids of the hosts that may be given jobs, in the order of the pool."""
-        return [host_id for host_id, host in self._hosts.items() if host.state.is_routable]
+        return [host.spec.id for host in self._pool.routable()]
+
+    def holders(self, model: str) -> list[str]:
+        """Ids of the hosts that may be given jobs and have the model, in the order of the pool."""
+        return [host.spec.id for host in self._pool.routable() if model in host.installed]
+
+    def inventory(self) -> Mapping[str, Mapping[str, InstalledModel]]:
+        """What every host, up or down, was last known to have: id → canonical name → model."""
+        return self._pool.inventory()
+
+    def is_remote(self, model: str) -> bool:
+        """Whether the hosts that may be given jobs list the model only as one run elsewhere."""
+        return self._pool.is_remote(model)
+
+    def is_ejected(self, host_id: str) -> bool:
+        """Whether a host is out after failures, draining or not."""
+        return self._pool[host_id].health.base is HostState.EJECTED
+
+    def spelling(self, model: str) -> str:
+        """A model's name as the first host that has it writes it; empty when none does."""
+        copy = self._pool.first_copy(model)
+        return copy.spelling if copy is not None else ""
 
     def has_alternative(self, job: Job, host_id: str) -> bool:
-        """Whether a routable host other than this one and the excluded could take the job."""
-        others = replace(job, excluded=job.excluded | {host_id})
-        return any(host.is_eligible(others) for host in self._hosts.values())
+        """Whether a routable host other than this one and the excluded could do the job."""
+        return self._pool.has_alternative(job, host_id)
 
     def model_bytes(self, model: str) -> int:
         """Size of a model on the disk of the first host that has it; 0 when unknown."""
-        return next(
-            (
-                host.installed[model].size_bytes
-                for host in self._hosts.values()
-                if model in host.installed
-            ),
-            0,
-        )
+        copy = self._pool.first_copy(model)
+        return copy.size_bytes if copy is not None else 0
+
+    @property
+    def plan_faults(self) -> int:
+        """Times the policy raised, or named a host that may not take the job."""
+        return self._plan_faults + (self._planned.faults if self._planned is not None else 0)
 
     @property
     def idle(self) -> bool:
@@ -216,20 +280,22 @@ class Scheduler:
         deadline_s = self._queue.next_deadline_s()
         if deadline_s is not None:
             instants.append(deadline_s)
+        if self._planned is not None:
+            bound_s = self._planned.holds.next_bound_s()
+            if bound_s is not None:
+                instants.append(bound_s)
         instants.extend(
-            host.health.probe_at_s
-            for host in self._hosts.values()
-            if host.health.probe_at_s is not None
+            host.health.probe_at_s for host in self._pool if host.health.probe_at_s is not None
         )
         return min(instants, default=None)
 
     def tick(self, now: float) -> list[Effect]:
-        """Time has passed: refuse whoever waited too long, ask about ejected hosts."""
+        """Time has passed: refuse whoever waited too long, end holds, ask about ejected hosts."""
         effects: list[Effect] = []
-        for host_id, host in self._hosts.items():
+        for host in self._pool:
             if host.health.probe_at_s is not None and host.health.probe_at_s <= now:
                 host.health.probe_at_s = None
-                effects.append(ProbeNow(host_id))
+                effects.append(ProbeNow(host.spec.id))
         for job in self._queue.overdue(now):
             self._forget_waiting(job.id)
             detail = f"waited {now - job.arrived_s:.1f} s (queue.deadline)"
@@ -238,8 +304,8 @@ class Scheduler:
 
     def retry_after_s(self) -> float:
         """Seconds until the queue of this moment is likely to have moved on; 1 to 60."""
-        service_s = self._learnt.service_s or 1.0
-        slots = sum(h.spec.slots for h in self._hosts.values() if h.state.is_routable) or 1
+        service_s = self.memory.stats.service_s or 1.0
+        slots = sum(host.spec.slots for host in self._pool.routable()) or 1
         return min(max(len(self._queue) * service_s / slots, 1.0), MAX_RETRY_AFTER_S)
 
     # Looking
@@ -253,7 +319,7 @@ class Scheduler:
             oldest_s = max(oldest_s, now - job.arrived_s)
         return Snapshot(
             policy=self._policy.name,
-            hosts=tuple(host.snapshot(now) for host in self._hosts.values()),
+            hosts=tuple(host.snapshot(now) for host in self._pool),
             waiting_total=len(self._queue),
             waiting_by_priority=by_priority,
             oldest_wait_s=oldest_s,
@@ -261,8 +327,9 @@ class Scheduler:
                 WaitingJob(job, max(0.0, now - job.arrived_s), self._why_waiting(job, now))
                 for job in self._queue.window(SHOWN_WAITING)
             ),
-            learnt=self._learnt.rows(),
+            learnt=self.memory.stats.rows(),
             is_draining=self._is_draining,
+            plan_faults=self.plan_faults,
         )
 
     # Inside
@@ -281,33 +348,141 @@ class Scheduler:
         return any(
             host.could_serve(job)
             if host.inventory_known
-            else host.state is HostState.UNKNOWN and host.spec.id not in job.excluded
-            for host in self._hosts.values()
-        ) or any(job.model in self._hosts[host_id].installed for host_id in job.excluded)
+            else host.state is HostState.UNKNOWN and job.may_go_to(host.spec.id)
+            for host in self._pool
+        ) or any(job.model in self._pool[host_id].installed for host_id in job.excluded)
 
-    def _forget_waiting(self, job_id: str) -> None:
-        self._queue.remove(job_id)
+    def _key_shift(self, job: Job) -> float:
+        if self._planned is None or not job.kind.takes_slot:
+            return 0.0
+        return self._planned.key_shift(job, self._pool.routable())
+
+    def _forget_waiting(self, job_id: str) -> float:
+        """Take a job out of the queue; the wait that was predicted for it."""
+        job = self._queue.remove(job_id)
         self._stranded_since.pop(job_id, None)
+        return self._planned.gone(job) if self._planned is not None and job is not None else 0.0
 
-    def _dispatch(self, now: float) -> list[Effect]:
+    def _dispatch(self, now: float, *, arrives: bool = False) -> list[Effect]:
+        """Give out what can be given out. arrives: a job is new, and wants to know its wait."""
         effects: list[Effect] = []
         more = bool(len(self._queue))
         while more:
             # Each round that dispatches something may open the way for another: a plan may put
             # only one model at a time on a host. Rounds are bounded by the jobs that wait.
-            while self._round(now, effects):
-                pass
+            if self._planned is None:
+                while self._round(now, effects):
+                    pass
+            else:
+                while self._planned_round(self._planned, now, effects, arrives=arrives):
+                    pass
             more = self._look_after_stranded(now, effects)
         return effects
 
-    def _round(self, now: float, effects: list[Effect]) -> bool:
+    def _planned_round(
+        self, planned: Planned, now: float, effects: list[Effect], *, arrives: bool
+    ) -> bool:
+        """One plan, carried out; whether another may bring more."""
+        hosts = self._pool.routable()
+        waiting = self._queue.window(LOOKED_AT, self._is_possible)
+        without_slot = [job for job in waiting if not job.kind.takes_slot]
+        if without_slot and self._send_without_slot(without_slot, hosts, now, effects):
+            return True
+        lanes = planned.open_lanes(hosts)
+        for lane in planned.holds.lanes():
+            if lane not in lanes:
+                planned.holds.end_lane(lane)
+        if not waiting or not (lanes or arrives):
+            return False
+        seen = {lane_of(job) for job in waiting}
+        waiting += self._queue.window(LOOKED_AT, lambda lane: lane in lanes and lane not in seen)
+        looked_at = [job for job in waiting if job.kind.takes_slot]
+        plan = planned.plan(looked_at, hosts, now) if looked_at else None
+        if plan is None:
+            return self._round(now, effects, is_fallback=True)
+        done = [self._carry_out(decision, now, effects) for decision in plan.decisions]
+        if plan.is_partial and any(done):
+            return True
+        return self._hold(planned, plan, looked_at, hosts, now, effects)
+
+    def _hold(
+        self,
+        planned: Planned,
+        plan: Plan,
+        looked_at: Sequence[Job],
+        hosts: Sequence[HostEntry],
+        now: float,
+        effects: list[Effect],
+    ) -> bool:
+        """Hold whoever is left beside a free slot, unless nobody answers for it or it is time."""
+        told = {hold.job_id: hold for hold in plan.holds}
+        ids = {job.id for job in looked_at}
+        done = False
+        for lane in planned.open_lanes(hosts):
+            free = free_for(self._queue.first_in(lane), hosts)
+            left = planned.hold(lane, free, told, ids, now) if free else []
+            for job in left:
+                for decision in self._plan(self._fallback, [job], free, now):
+                    done = self._carry_out(decision, now, effects) or done
+            for job_id in planned.holds.due(lane, now):
+                if not self._end_hold(planned, job_id, hosts, now, effects):
+                    break
+                done = True
+        return done
+
+    def _end_hold(
+        self,
+        planned: Planned,
+        job_id: str,
+        hosts: Sequence[HostEntry],
+        now: float,
+        effects: list[Effect],
+    ) -> bool:
+        """Give a job that has been held long enough to a free host; False when there is none."""
+        job = self._queue.get(job_id)
+        free = free_for(job, hosts) if job is not None else []
+        if job is None or not free:
+            return False
+        placed = planned.place(job, free, now)
+        if placed is not None and self._carry_out(placed, now, effects):
+            return True
+        decisions = self._plan(self._fallback, [job], free, now)
+        return any(self._carry_out(decision, now, effects) for decision in decisions)
+
+    def _send_without_slot(
+        self,
+        waiting: Sequence[Job],
+        hosts: Sequence[HostEntry],
+        now: float,
+        effects: list[Effect],
+    ) -> bool:
+        """Send what takes no slot; a planner has nothing to weigh there."""
+        done = False
+        for job in waiting:
+            if job.kind.is_passed:
+                passed = pass_on(job, self._pool)
+                decisions = [passed] if passed is not None else []
+            else:
+                decisions = self._plan(self._fallback, [job], hosts, now)
+            for decision in decisions:
+                done = self._carry_out(decision, now, effects) or done
+        return done
+
+    def _is_possible(self, lane: Lane) -> bool:
+        return self._pool.any_eligible(self._queue.first_in(lane))
+
+    def _round(self, now: float, effects: list[Effect], *, is_fallback: bool = False) -> bool:
         waiting = self._queue.window(LOOKED_AT, self._is_open)
         if not waiting:
             return False
-        routable = [host for host in self._hosts.values() if host.state.is_routable]
-        done = self._pass_on([job for job in waiting if job.kind is JobKind.PASS], now, effects)
-        waiting = [job for job in waiting if job.kind is not JobKind.PASS]
-        for policy in (self._policy, self._fallback):
+        routable = self._pool.routable()
+        done = False
+        for job in waiting:
+            passed = pass_on(job, self._pool) if job.kind.is_passed else None
+            if passed is not None:
+                done = self._carry_out(passed, now, effects) or done
+        waiting = [job for job in waiting if not job.kind.is_passed]
+        for policy in (self._fallback,) if is_fallback else (self._policy, self._fallback):
             for decision in self._plan(policy, waiting, routable, now):
                 done = self._carry_out(decision, now, effects) or done
             if done:
@@ -327,23 +502,8 @@ class Scheduler:
         return [
             Recall(job.id)
             for job in host.unanswered()
-            if job.kind is not JobKind.PASS and self.has_alternative(job, host.spec.id)
+            if not job.kind.is_passed and self.has_alternative(job, host.spec.id)
         ]
-
-    def _pass_on(self, jobs: Sequence[Job], now: float, effects: list[Effect]) -> bool:
-        """Give jobs of routes that are not balanced to the first host in the order of the pool.
-
-        Always the same one, since such requests may belong together (a blob and the model that is
-        created from it); a host that has the named model comes before those that do not.
-        """
-        for job in jobs:
-            eligible = [host for host in self._hosts.values() if host.is_eligible(job)]
-            having = [host for host in eligible if job.model in host.installed]
-            host = (having or eligible)[0]
-            reason = "first of the pool that has the model" if having else "first of the pool"
-            decision = Decision(job.id, host.spec.id, "pass", Cost(0.0), reason)
-            self._carry_out(decision, now, effects)
-        return bool(jobs)
 
     def _plan(
         self, policy: Policy, waiting: Sequence[Job], hosts: Sequence[HostEntry], now: float
@@ -352,20 +512,24 @@ class Scheduler:
             plan = policy.plan(waiting, hosts, now)
             return [decision for decision in plan if isinstance(decision, Decision)]
         except Exception:  # noqa: BLE001 - a policy may be a stranger's: it must not lose a job
-            self.plan_faults += 1
+            self._plan_faults += 1
             return []
 
     def _carry_out(self, decision: Decision, now: float, effects: list[Effect]) -> bool:
         job = self._queue.get(decision.job_id)
-        host = self._hosts.get(decision.host_id)
+        host = self._pool.get(decision.host_id)
         if job is None or host is None or not self._may_take(host, job):
-            self.plan_faults += 1
+            self._plan_faults += 1
             return False
+        reason = f"{decision.reason}{of_decision(job, self._pool)}"
         waited_s = self._queue.waited_s(job.id, now)
-        self._forget_waiting(job.id)
-        host.begin(job)
+        predicted_wait_s = self._forget_waiting(job.id)
+        host.begin(job, now)
         self._running[job.id] = host
-        effects.append(Dispatch(replace(decision, waited_s=waited_s)))
+        decision = replace(decision, reason=reason, waited_s=waited_s)
+        if decision.predicted_total_s is not None:
+            decision = replace(decision, predicted_wait_s=predicted_wait_s)
+        effects.append(Dispatch(decision))
         return True
 
     @staticmethod
@@ -373,8 +537,8 @@ class Scheduler:
         return host.is_eligible(job) and (not job.kind.takes_slot or host.free_slots(job.model) > 0)
 
     def _is_open(self, lane: Lane) -> bool:
-        job = self._queue.in_lane(lane)[0]
-        return any(self._may_take(host, job) for host in self._hosts.values())
+        job = self._queue.first_in(lane)
+        return any(self._may_take(host, job) for host in self._pool)
 
     def _look_after_stranded(self, now: float, effects: list[Effect]) -> bool:
         """Refuse jobs that no host can take, at once or after `no_host_wait`.
@@ -385,14 +549,14 @@ class Scheduler:
         requeued = False
         for lane in self._queue.lanes():
             jobs = self._queue.in_lane(lane)
-            if any(host.is_eligible(jobs[0]) for host in self._hosts.values()):
+            if self._pool.any_eligible(jobs[0]):
                 for job in jobs:
                     self._stranded_since.pop(job.id, None)
                 continue
-            may_come = any(self._may_come(host, jobs[0]) for host in self._hosts.values())
+            may_come = any(self._may_come(host, jobs[0]) for host in self._pool)
             for job in jobs:
                 asked = self._as_asked(job)
-                if asked is not job and any(h.is_eligible(asked) for h in self._hosts.values()):
+                if asked is not job and self._pool.any_eligible(asked):
                     self._queue.replace(asked)
                     requeued = True
                     continue
@@ -400,7 +564,9 @@ class Scheduler:
                 if may_come and now < since + self._rules.no_host_wait_s:
                     continue
                 self._forget_waiting(job.id)
-                effects.append(self._no_host(job))
+                outcome, detail = why_no_host(job, self._pool)
+                retry_after_s = self.retry_after_s() if outcome is Outcome.NO_HOST else 1.0
+                effects.append(Refuse(job.id, outcome, detail, retry_after_s))
         return requeued
 
     def _may_come(self, host: HostEntry, job: Job) -> bool:
@@ -408,28 +574,13 @@ class Scheduler:
         if host.state.is_routable:
             return False
         if not host.inventory_known:
-            return host.spec.id not in job.excluded
+            return job.may_go_to(host.spec.id)
         return host.could_serve(job)
 
-    def _no_host(self, job: Job) -> Refuse:
-        routable = [host for host in self._hosts.values() if host.state.is_routable]
-        if not self._hosts:
-            return Refuse(job.id, Outcome.NO_HOST, "the pool has no hosts", 1.0)
-        if routable and not any(host.spec.may_serve(job.model) for host in routable):
-            detail = "no host may serve this model (hosts: models: allow, deny)"
-            return Refuse(job.id, Outcome.NO_MODEL, detail, 1.0)
-        if not routable:
-            detail = f"none of {len(self._hosts)} hosts is up"
-        else:
-            detail = "no host that has this model is up"
-        return Refuse(job.id, Outcome.NO_HOST, detail, self.retry_after_s())
-
     def _why_waiting(self, job: Job, now: float) -> str:
-        eligible = [host for host in self._hosts.values() if host.is_eligible(job)]
-        if eligible:
-            names = ", ".join(host.spec.id for host in eligible[:3])
-            more = f" and {len(eligible) - 3} more" if len(eligible) > 3 else ""
-            return f"for a slot on {names}{more}"
+        held = self._planned.reason(job.id, now) if self._planned is not None else ""
+        if held:
+            return held
         since = self._stranded_since.get(job.id, now)
-        left_s = max(0.0, since + self._rules.no_host_wait_s - now)
-        return f"for a host that has the model to come up; refused in {left_s:.1f} s"
+        refused_in_s = max(0.0, since + self._rules.no_host_wait_s - now)
+        return why_waiting(job, self._pool, refused_in_s=refused_in_s)

@@ -83,6 +83,7 @@ class Snapshot:
 
     waiting_by_priority: number of waiting jobs for each priority that has any.
     waiting: the first of them in queue order, bounded.
+    plan_faults: times the policy raised, or named a host that may not take the job.
     """
 
     policy: str
@@ -93,3 +94,4 @@ class Snapshot:
     waiting: tuple[WaitingJob, ...]
     learnt: tuple[LearntRow, ...]
     is_draining: bool = False
+    plan_faults: int = 0

@@ -29,6 +29,8 @@ class JobKind(StrEnum):
     """Anything a host must answer in its own words: broken bodies, cloud models, missing models."""
     PASS = "pass"
     """A route we do not balance: the first host of the pool that is up, or has the model."""
+    MANAGE = "manage"
+    """One host's part of a request that several hosts carry out: a pull, a copy, a blob."""
 
     @property
     def takes_slot(self) -> bool:
@@ -40,10 +42,17 @@ class JobKind(StrEnum):
         """Whether only hosts that have the model can answer."""
         return self not in _NEEDS_NO_MODEL
 
+    @property
+    def is_passed(self) -> bool:
+        """Whether the job goes to the first host that may take it, at once, without a policy."""
+        return self in _PASSED
+
 
 _TAKES_SLOT = frozenset({JobKind.GENERATE, JobKind.EMBED, JobKind.TRANSCRIBE, JobKind.LOAD})
 
-_NEEDS_NO_MODEL = frozenset({JobKind.OTHER, JobKind.PASS})
+_PASSED = frozenset({JobKind.PASS, JobKind.MANAGE})
+
+_NEEDS_NO_MODEL = _PASSED | {JobKind.OTHER}
 
 
 class TaskType(StrEnum):
@@ -88,6 +97,8 @@ class Outcome(StrEnum):
     """How a request ended. Closed list, used as a metrics label."""
 
     COMPLETED = "completed"
+    PARTIAL = "partial"
+    """Several hosts were to do it, and some of them did not."""
     CLIENT_GONE = "client_gone"
     REJECTED_QUEUE_FULL = "rejected_queue_full"
     REJECTED_BAD_REQUEST = "rejected_bad_request"
@@ -114,6 +125,8 @@ class AttemptResult(StrEnum):
     """4xx, or a client error that Ollama dresses as 500: counts against nobody."""
     MODEL_MISSING = "model_missing"
     """404 for a model we thought was there: our inventory was stale."""
+    ROUTE_MISSING = "route_missing"
+    """404 in plain text: this version of Ollama lacks the route. Counts against nobody."""
     FAILED = "failed"
     """5xx, or the connection ended before the first byte."""
     UNREACHABLE = "unreachable"
@@ -160,12 +173,17 @@ class InstalledModel:
     """A model on a host's disk, from `/api/tags`.
 
     name: canonical (see `ollama.names.canonical`). size_bytes: all layers, 0 when unknown.
+    spelling: as the host writes it. modified_ns: since 1970, 0 when unknown.
+    is_remote: a stub of a model that runs elsewhere, such as on ollama.com.
     """
 
     name: str
     digest: str = ""
     size_bytes: int = 0
     capabilities: frozenset[str] = frozenset()
+    spelling: str = ""
+    modified_ns: int = 0
+    is_remote: bool = False
 
     @property
     def is_embedder(self) -> bool:
@@ -217,6 +235,7 @@ class Facts:
     output_limit_tokens: `num_predict`, `max_tokens` and the like; None = open.
     messages: number of chat messages, 0 for a bare prompt.
     is_cloud: the name asks for a model that Ollama's cloud serves.
+    options_key, num_ctx, prefix, prefix_tokens: as in `Job`.
     """
 
     kind: JobKind
@@ -229,6 +248,10 @@ class Facts:
     messages: int = 0
     body_bytes: int = 0
     is_cloud: bool = False
+    options_key: str = ""
+    num_ctx: int | None = None
+    prefix: tuple[int, ...] = ()
+    prefix_tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +261,17 @@ class Job:
     priority: 1 (batch) to 10 (critical).
     deadline_s: instant after which waiting makes no sense; None = no limit.
     excluded: hosts that failed this job; they do not get it again.
+    only: the one host that may take it; empty = any.
+    route: label of the API table, for what a version lacks; empty = none of the table, since what
+        one unknown path lacks says nothing of another.
     attempt: 1 for the first.
+    options_key: the load-time options asked for, sorted, such as `num_ctx=8192,num_gpu=20`; a
+        runner that was loaded with others has to be loaded again. Empty = none.
+    num_ctx: the one of these that `/api/ps` shows; None = not asked for.
+    prefix: hashes of the prompt's blocks as a chain: each covers everything up to its block's
+        end, so two prompts share exactly the hashes of the blocks that both begin with.
+    prefix_tokens: estimated tokens from the prompt's start to the end of each block of `prefix`:
+        as many, never falling.
     """
 
     id: str
@@ -254,7 +287,17 @@ class Job:
     output_limit_tokens: int | None = None
     stream: bool = False
     excluded: frozenset[str] = frozenset()
+    only: str = ""
+    route: str = ""
     attempt: int = 1
+    options_key: str = ""
+    num_ctx: int | None = None
+    prefix: tuple[int, ...] = ()
+    prefix_tokens: tuple[int, ...] = ()
+
+    def may_go_to(self, host_id: str) -> bool:
+        """Whether the job itself leaves the host to choose."""
+        return host_id not in self.excluded and self.only in ("", host_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +337,9 @@ class Decision:
 
     waited_s: seconds the job stood in the queue (this attempt and those before).
     runners_up: the other hosts that were considered, best first.
+    predicted_wait_s: of `waited_s`, as predicted when the job was first looked at; 0 when it did
+        not have to wait. predicted_total_s: from now to the end of the answer, to be compared
+        with `Observation.total_s`. None = the policy predicts no time.
     """
 
     job_id: str
@@ -303,6 +349,8 @@ class Decision:
     reason: str
     runners_up: tuple[Candidate, ...] = ()
     waited_s: float = 0.0
+    predicted_wait_s: float | None = None
+    predicted_total_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,6 +398,9 @@ class Observation:
     prompt_tokens: as the host counts them, tokens it had cached included.
     load_s: until a runner was ready. prefill_s, decode_s: prompt and output processing.
     first_byte_s, total_s: from sending the request, as the proxy saw it.
+    cached_tokens: of `prompt_tokens`, those that were in the host's prompt cache.
+    is_timed: the phases are the proxy's own timing and tokens may be counted records, because
+        the answer told none of its own; such samples teach less.
     """
 
     prompt_tokens: int | None = None
@@ -359,6 +410,8 @@ class Observation:
     decode_s: float | None = None
     first_byte_s: float | None = None
     total_s: float | None = None
+    cached_tokens: int | None = None
+    is_timed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,7 +422,10 @@ class RequestRecord:
     route: the table's path, `other` for unknown ones: bounded, so safe as a label.
     status: what the client was told; 0 when it left before a status.
     answered_by_host: False when the proxy itself made the answer.
-    failures: (host id, reason) of each attempt that gave no answer to pass on.
+    failures: (host id, reason) of each attempt that gave no answer to pass on, and of each host
+        that did not do its part where several were asked.
+    hosts: those that did their part of a request that several hosts carry out.
+    skipped: those of `failures` that were not asked.
     """
 
     id: str
@@ -388,6 +444,8 @@ class RequestRecord:
     stream: bool = False
     decision: Decision | None = None
     failures: tuple[tuple[str, str], ...] = ()
+    hosts: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
     attempts: int = 0
     queue_s: float = 0.0
     first_byte_s: float | None = None

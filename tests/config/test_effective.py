@@ -52,6 +52,10 @@ HOST = st.fixed_dictionaries(
     },
 )
 CONFIG = section(
+    state=st.none() | st.sampled_from(["s", "~", "${A}", "7", "null"]),
+    state_interval=DURATION,
+    decision_log=st.none() | st.just("/var/log/$"),
+    decision_log_size=st.integers(1, 2**40),
     listen=st.sampled_from(["127.0.0.1:1", "[::1]:0", "box:65535"]),
     policy=st.sampled_from(POLICIES),
     hosts=st.lists(HOST, max_size=3, unique_by=lambda host: host.get("id", host["url"])),
@@ -70,6 +74,7 @@ CONFIG = section(
     log=section(level=st.sampled_from(["debug", "error"]), format=st.just("json")),
     origins=st.lists(TEXT, max_size=3),
     templates=st.none() | TEXT,
+    drift=st.sampled_from(["mix", "newest"]),
 )
 
 
@@ -78,6 +83,13 @@ def configs(draw: st.DrawFn) -> Config:
     data = draw(CONFIG)
     for index, host in enumerate(data.get("hosts", ())):
         host["id"] = f"{index}{host.get('id', '')}"
+    ids = [host["id"] for host in data.get("hosts", ())]
+    if ids:
+        data["identity"] = draw(st.none() | st.sampled_from(ids))
+        # No exact name, which a host's own patterns might forbid it.
+        placed = section(hosts=st.lists(st.sampled_from(ids), max_size=2))
+        patterns = st.sampled_from(["*", "a*", "[!$]?:7b", "'*", "null*"])
+        data["models"] = draw(st.dictionaries(patterns, placed, max_size=3))
     return Config.model_validate(data)
 
 

@@ -16,7 +16,10 @@ from tests.config.reading import POLICIES, mistakes, read
 EXAMPLES = {
     "SOLLOL_LISTEN": ("'[::1]:80'", "[::1]:80"),
     "SOLLOL_POLICY": ("mine.policies:Greedy", "mine.policies:Greedy"),
+    "SOLLOL_DRIFT": ("newest", "newest"),
     "SOLLOL_HOSTS": ("['http://a', b]", "http://a, b"),
+    "SOLLOL_IDENTITY": ("mine:11434", "mine:11434"),
+    "SOLLOL_MODELS": ("{'llama*': {hosts: ['mine:11434']}}", "{llama*: {hosts: ['mine:11434']}}"),
     "SOLLOL_QUEUE__MAX_WAITING": ("7", "7"),
     "SOLLOL_QUEUE__DEADLINE": ("5m", "5m"),
     "SOLLOL_QUEUE__AGEING": ("30", "30"),
@@ -40,10 +43,16 @@ EXAMPLES = {
     "SOLLOL_LIMITS__RECORDS": ("2", "2"),
     "SOLLOL_LOG__LEVEL": ("debug", "debug"),
     "SOLLOL_LOG__FORMAT": ("json", "json"),
+    "SOLLOL_STATE": ("'${DIR}/7'", "/srv/7"),
+    "SOLLOL_STATE_INTERVAL": ("1m", "1m"),
+    "SOLLOL_DECISION_LOG": ("'7'", "7"),
+    "SOLLOL_DECISION_LOG_SIZE": ("1MiB", "1MiB"),
     "SOLLOL_ORIGINS": ("['*', 'http://x']", "*,http://x"),
     "SOLLOL_TEMPLATES": ("'${DIR}/t'", "/srv/t"),
 }
 DIR = {"DIR": "/srv"}
+# What a key needs beside it: ids have to be those of hosts.
+BESIDE = {"SOLLOL_IDENTITY": "hosts: [mine]\n", "SOLLOL_MODELS": "hosts: [mine]\n"}
 
 
 def nested(path: tuple[str | int, ...], text: str) -> str:
@@ -65,8 +74,9 @@ def test_examples_cover_every_key() -> None:
 def test_key_is_reached_from_file_and_environment(variable: str) -> None:
     path = variables()[variable]
     in_file, in_variable = EXAMPLES[variable]
-    by_file, _ = read(nested(path, in_file), environment=DIR)
-    by_variable, _ = read("", environment={variable: in_variable})
+    beside = BESIDE.get(variable, "")
+    by_file, _ = read(beside + nested(path, in_file), environment=DIR)
+    by_variable, _ = read(beside, environment={variable: in_variable})
     assert by_file == by_variable
     assert at(by_file, path) != at(Config(), path)
 
@@ -103,15 +113,20 @@ def test_environment_reaches_into_a_section_that_is_empty_or_missing() -> None:
         assert (config.queue.max_waiting, config.queue.deadline) == (1, 1.0)
 
 
-@pytest.mark.parametrize("text", ["", "null", "# only a comment", "hosts:\nqueue:\norigins:", "{}"])
+@pytest.mark.parametrize("text", ["", "null", "# only a comment", "hosts:\nqueue:\nmodels:", "{}"])
 def test_file_that_says_nothing_means_the_defaults(text: str) -> None:
     assert read(text)[0] == Config()
 
 
 def test_optional_key_is_switched_off_by_null_in_the_environment() -> None:
-    environment = {"SOLLOL_QUEUE__DEADLINE": "null", "SOLLOL_TEMPLATES": "null"}
-    config, _ = read("queue: {deadline: 5s}\ntemplates: x", environment=environment)
-    assert (config.queue.deadline, config.templates) == (None, None)
+    environment = {
+        "SOLLOL_QUEUE__DEADLINE": "null",
+        "SOLLOL_TEMPLATES": "null",
+        "SOLLOL_IDENTITY": "null",
+    }
+    text = "queue: {deadline: 5s}\ntemplates: x\nidentity: a:11434\nhosts: [a]"
+    config, _ = read(text, environment=environment)
+    assert (config.queue.deadline, config.templates, config.identity) == (None, None, None)
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,45 @@ from tests.config.reading import mistakes, problems, read
         ("queue:\n  deadline: 9999h", 2, "queue.deadline", '"9999h" is more than 8784h'),
         ("queue:\n  deadline: 1e999", 2, "queue.deadline", "is not a number"),
         ("queue:\n  route_priorities:\n    /api/x: 1", 3, "queue.route_priorities./api/x", "/api/"),
+        ("drift: new", 1, "drift", '"new" is not known here; did you mean `newest`?'),
+        ("identity: a", 1, "identity", "no host has this id; the pool has no hosts"),
+        ("hosts: [gpu-a, x]\nidentity: gpu-a", 2, "identity", "; did you mean `gpu-a:11434`?"),
+        ("hosts: [gpu-a, x]\nidentity: q", 2, "identity", "; known: gpu-a:11434, x:11434"),
+        ("identity: 7", 1, "identity", "7 is not text"),
+        ("models: 7", 1, "models", "7 is not a group of `key: value` lines"),
+        ("models:\n  a: 7", 2, "models.a", "7 is not a group of `key: value` lines"),
+        ("models:\n  a:\n    host: [x]", 3, "models.a.host", "unknown key; did you mean `hosts`?"),
+        ("models:\n  a:\n    hosts: x", 3, "models.a.hosts", '"x" is not a list'),
+        ("models:\n  a:\n    hosts:\n    - 7", 4, "models.a.hosts[0]", "7 is not text"),
+        (
+            "hosts: [box]\nmodels:\n  a*:\n    hosts:\n    - box:11434\n    - box:11433",
+            6,
+            "models.a*.hosts[1]",
+            "no host has this id; did you mean `box:11434`?",
+        ),
+        ("models:\n  a: {}\n  '': {}", 3, "models.", "is empty; write a model's name"),
+        ("models:\n  a: {}\n  ' ':", 3, "models. ", "is empty; write a model's name"),
+        ("models:\n  a:\n  A:latest:", 3, "models.A:latest", "`a` stands before it and covers it"),
+        ("models:\n  a*:\n  ab:7b:", 3, "models.ab:7b", "`a*` stands before it and covers it"),
+        ("models:\n  '[key]':\n    hosts: [x]", 3, "models.[key].hosts[0]", "no host has this id"),
+        (
+            "hosts:\n- url: a\n  models: {deny: ['b*']}\nmodels:\n  b:7b: {hosts: ['a:11434']}",
+            5,
+            "models.b:7b.hosts[0]",
+            "this host may not serve the model",
+        ),
+        ("models:\n  a:\n    num_ctx: 8k", 3, "models.a.num_ctx", '"8k" is not a whole number'),
+        ("models:\n  a:\n    num_ctx: 3", 3, "models.a.num_ctx", "3 is less than 4"),
+        (
+            "models:\n  a:\n    num_ctx: 8192\n    max_num_ctx: 8192",
+            4,
+            "models.a.max_num_ctx",
+            "has no effect beside num_ctx",
+        ),
+        ("state: ' '", 1, "state", '" " is no file name'),
+        ("\ndecision_log: logs/", 2, "decision_log", '"logs/" is no file name'),
+        ("state: 7", 1, "state", "7 is not text"),
+        ("state_interval: 0", 1, "state_interval", "0 is less than 1ms"),
         ("log:\n  level: debugg", 2, "log.level", '"debugg" is not known here; did you mean'),
         ("retries:\n  backoff: 2m", 2, "retries.backoff", "backoff_max (1m) is shorter than"),
         ("retries:\n  backoff_max: 1ms", 2, "retries.backoff_max", "is shorter than backoff (1s)"),
@@ -116,10 +155,39 @@ def test_secret_of_the_environment_is_not_in_a_mistake(text: str) -> None:
     assert '"${SECRET}"' in message
 
 
+@pytest.mark.parametrize("text", ["identity: ${SECRET}", "models: {a: {hosts: ['${SECRET}']}}"])
+def test_secret_of_the_environment_is_not_in_a_mistake_about_an_id(text: str) -> None:
+    ((_, _, message),) = mistakes(text, environment={"SECRET": "hunter 2"})
+    assert "hunter" not in message
+
+
+def test_mistake_in_an_id_is_of_the_variable_or_flag_that_brought_it() -> None:
+    environment = {"SOLLOL_IDENTITY": "q", "SOLLOL_MODELS": "{a: {hosts: [q]}}"}
+    found = mistakes("hosts: [box]", environment=environment)
+    assert [key for _, key, _ in found] == ["SOLLOL_IDENTITY", "SOLLOL_MODELS"]
+    assert [key for _, key, _ in mistakes("identity: box:11434", hosts=["x"])] == ["identity"]
+
+
+def test_ids_are_not_compared_with_hosts_that_are_wrong_themselves() -> None:
+    text = "hosts: [a b]\nidentity: a\nmodels: {x: {hosts: [a]}}"
+    assert [key for _, key, _ in mistakes(text)] == ["hosts[0].url"]
+
+
 SCALARS = ["x", "7", "-1", "1.5", "true", "null", "[]", "1h", "${X}", "9e999", "http://a", "@"]
 ESCAPES = ['"\\0"', '"\\ud800"', '"\\n"', "''", "!!int"]
 KEYS = ["listen", "policy", "hosts", "queue", "limits", "log", "origins", "url", "slots", "labels"]
-MORE_KEYS = ["models", "allow", "level", "body", "backoff", "retries", "route_priorities"]
+MORE_KEYS = [
+    "models",
+    "identity",
+    "drift",
+    "llama*",
+    "allow",
+    "level",
+    "body",
+    "backoff",
+    "retries",
+    "route_priorities",
+]
 
 
 def _mapping(items: dict[str, str]) -> str:

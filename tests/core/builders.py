@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -41,17 +42,35 @@ def job(job_id: str, **fields: Any) -> Job:
     return Job(id=job_id, **given)
 
 
-def report(host_id: str, *models: str, resident: tuple[str, ...] = ()) -> HostReport:
+def report(
+    host_id: str, *models: str, resident: tuple[str, ...] = (), version: str = "0.33.0"
+) -> HostReport:
     """A good probe: these models on disk, those in memory."""
     names = models or (MODEL,)
     return HostReport(
         host_id,
         ok=True,
         round_trip_s=0.001,
-        version="0.33.0",
+        version=version,
         installed={name: InstalledModel(name, size_bytes=10**9) for name in names},
         resident={name: ResidentModel(name, digest="d", size_bytes=10**9) for name in resident},
     )
+
+
+def holding(host_id: str, *copies: InstalledModel, version: str = "0.33.0") -> HostReport:
+    """A good probe: exactly these copies on disk."""
+    return replace(report(host_id, version=version), installed={copy.name: copy for copy in copies})
+
+
+def copy(digest: str, modified_ns: int = 1, name: str = MODEL, **fields: Any) -> InstalledModel:
+    """A copy of `MODEL`."""
+    return InstalledModel(name, digest=digest, modified_ns=modified_ns, **fields)
+
+
+def reasons(effects: list[Effect]) -> dict[str, str]:
+    """Job id → reason of the decisions, and detail of the refusals, among effects."""
+    said = {e.decision.job_id: e.decision.reason for e in effects if isinstance(e, Dispatch)}
+    return said | {e.job_id: e.detail for e in effects if isinstance(e, Refuse)}
 
 
 def down(host_id: str) -> HostReport:

@@ -11,10 +11,10 @@ from sollol_proxy.core.estimate import (
     DecayedMean,
     Rate,
     RunningSpread,
-    Speeds,
     phases,
 )
-from sollol_proxy.core.types import Observation
+from sollol_proxy.core.speeds import Speeds
+from sollol_proxy.core.types import JobKind, Observation
 
 positive = st.floats(1e-3, 1e6, allow_nan=False)
 samples = st.lists(positive, min_size=1, max_size=60)
@@ -104,7 +104,9 @@ def test_speeds_learn_nothing_from_too_little(observation: Observation) -> None:
 
 def test_phases_come_from_the_proxys_clock_where_the_answer_has_none() -> None:
     seen = Observation(output_tokens=40, first_byte_s=0.5, total_s=2.5)
-    filled = phases(seen, prompt_tokens_est=100, is_stream=True, was_resident=True)
+    filled = phases(
+        seen, kind=JobKind.GENERATE, prompt_tokens_est=100, is_stream=True, was_resident=True
+    )
     assert (filled.prompt_tokens, filled.prefill_s, filled.decode_s) == (100, 0.5, 2.0)
 
 
@@ -116,5 +118,11 @@ def test_phases_leave_alone_what_the_clock_cannot_tell_apart(
     is_stream: bool, was_resident: bool, prefill_s: float | None
 ) -> None:
     seen = Observation(prefill_s=prefill_s, first_byte_s=0.5, total_s=2.5)
-    kept = phases(seen, prompt_tokens_est=9, is_stream=is_stream, was_resident=was_resident)
+    kept = phases(
+        seen,
+        kind=JobKind.GENERATE,
+        prompt_tokens_est=9,
+        is_stream=is_stream,
+        was_resident=was_resident,
+    )
     assert kept is seen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from random import Random
 from typing import Any, ClassVar
 
@@ -13,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from sollol_proxy.core.policies import POLICIES
 from sollol_proxy.core.policies.base import HostView, Policy
 from sollol_proxy.core.scheduler import Scheduler, SchedulerRules
+from sollol_proxy.core.snapshots import HostSnapshot
 from sollol_proxy.core.types import (
     AttemptResult,
     Cost,
@@ -24,11 +26,14 @@ from sollol_proxy.core.types import (
     Observation,
     Refuse,
 )
-from tests.core.builders import down, job, report, spec
+from tests.core.builders import copy, down, job, report, spec
 
 MODELS = ("a:1", "b:1", "c:1", "d:1")
 MAX_WAITING = 6
 NO_HOST_WAIT_S = 2.0
+ROUTES = ("/api/chat", "/v1/responses")
+VERSIONS = ("0.12.6", "0.33.0", "0.0.0", "")
+DIGESTS = ("", "d1", "d2")
 SPECS = (
     spec("one"),
     spec("two", slots=3, max_models=2),
@@ -74,9 +79,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.waiting: dict[str, Job] = {}
         self.running: dict[str, tuple[Job, str]] = {}
         self.gone: set[str] = set()
-        self.installed: dict[str, set[str]] = {}
         self.serial = 0
-        rules = SchedulerRules(max_waiting=MAX_WAITING, no_host_wait_s=NO_HOST_WAIT_S)
+        self.lacking: set[tuple[str, str]] = set()
+        self.keeps_newest = seed % 2 == 1
+        rules = SchedulerRules(
+            max_waiting=MAX_WAITING, no_host_wait_s=NO_HOST_WAIT_S, keeps_newest=self.keeps_newest
+        )
         self.scheduler = Scheduler(SPECS, self.policy(seed), rules, rng=Random(seed), now=self.now)
 
     def apply(self, effects: Sequence[object]) -> None:
@@ -94,8 +102,18 @@ class SchedulerMachine(RuleBasedStateMachine):
         kind=st.sampled_from(list(JobKind)),
         priority=st.integers(1, 10),
         deadline_s=st.none() | st.floats(0, 5),
+        only=st.sampled_from(("", "", "", *(host.id for host in SPECS), "stranger")),
+        route=st.sampled_from(("", *ROUTES)),
     )
-    def arrive(self, model: str, kind: JobKind, priority: int, deadline_s: float | None) -> None:
+    def arrive(
+        self,
+        model: str,
+        kind: JobKind,
+        priority: int,
+        deadline_s: float | None,
+        only: str,
+        route: str,
+    ) -> None:
         self.serial += 1
         new = job(
             f"j{self.serial}",
@@ -104,6 +122,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             priority=priority,
             arrived_s=self.now,
             deadline_s=None if deadline_s is None else self.now + deadline_s,
+            only=only,
+            route=route,
         )
         self.waiting[new.id] = new
         self.apply(self.scheduler.submit(new, self.now))
@@ -113,6 +133,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def end(self, data: st.DataObject, result: AttemptResult, retries: bool) -> None:
         job_id = data.draw(st.sampled_from(sorted(self.running)))
         ended, host_id = self.running.pop(job_id)
+        self.learn(host_id, ended.route, result)
         observation = Observation(prompt_tokens=100, prefill_s=0.1, total_s=1.0)
         self.apply(
             self.scheduler.finish(job_id, result, self.now, observation=observation, detail="x")
@@ -124,6 +145,8 @@ class SchedulerMachine(RuleBasedStateMachine):
                 kind=ended.kind,
                 priority=ended.priority,
                 arrived_s=ended.arrived_s,
+                only=ended.only,
+                route=ended.route,
                 excluded=ended.excluded | {host_id},
                 attempt=ended.attempt + 1,
             )
@@ -131,6 +154,16 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.apply(self.scheduler.submit(again, self.now))
         else:
             self.gone.add(job_id)
+
+    @rule(host=st.sampled_from(SPECS), route=st.sampled_from(ROUTES))
+    def lacks_a_route(self, host: Any, route: str) -> None:
+        self.arrive("", JobKind.OTHER, 10, None, host.id, route)
+        job_id = f"j{self.serial}"
+        if job_id in self.running:
+            self.running.pop(job_id)
+            self.gone.add(job_id)
+            self.learn(host.id, route, AttemptResult.ROUTE_MISSING)
+            self.apply(self.scheduler.finish(job_id, AttemptResult.ROUTE_MISSING, self.now))
 
     @precondition(lambda self: self.running)
     @rule(data=st.data())
@@ -148,17 +181,28 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(
         host=st.sampled_from(SPECS),
-        models=st.sets(st.sampled_from(MODELS), min_size=1),
+        models=st.dictionaries(
+            st.sampled_from(MODELS),
+            st.tuples(st.sampled_from(DIGESTS), st.integers(0, 2), st.booleans()),
+            min_size=1,
+        ),
         resident=st.sets(st.sampled_from(MODELS)),
+        version=st.sampled_from(VERSIONS),
     )
-    def probe_up(self, host: Any, models: set[str], resident: set[str]) -> None:
-        self.installed[host.id] = models
-        self.apply(
-            self.scheduler.report(
-                report(host.id, *sorted(models), resident=tuple(sorted(resident & models))),
-                self.now,
-            )
-        )
+    def probe_up(
+        self,
+        host: Any,
+        models: dict[str, tuple[str, int, bool]],
+        resident: set[str],
+        version: str,
+    ) -> None:
+        in_memory = tuple(sorted(resident & models.keys()))
+        copies = {
+            name: copy(digest, modified_ns, name, is_remote=is_remote)
+            for name, (digest, modified_ns, is_remote) in models.items()
+        }
+        probed = report(host.id, *copies, resident=in_memory, version=version)
+        self.apply(self.scheduler.report(replace(probed, installed=copies), self.now))
 
     @rule(host=st.sampled_from(SPECS))
     def probe_down(self, host: Any) -> None:
@@ -208,7 +252,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @invariant()
     def nobody_waits_beside_a_free_slot(self) -> None:
-        hosts = self.scheduler._hosts.values()
+        hosts = list(self.scheduler._pool)
         for waiting in self.waiting.values():
             asked = self.scheduler._queue.get(waiting.id)
             assert asked is not None
@@ -221,16 +265,75 @@ class SchedulerMachine(RuleBasedStateMachine):
     def dispatched_hosts_were_allowed(self) -> None:
         for ran, host_id in self.running.values():
             assert host_id not in ran.excluded
+            assert ran.only in ("", host_id)
             host = next(host for host in SPECS if host.id == host_id)
             if ran.model:
                 assert host.may_serve(ran.model)
 
+    def learn(self, host_id: str, route: str, result: AttemptResult) -> None:
+        """Keep our own book of what is missing, as the end of an attempt tells."""
+        host = next(host for host in self.looked_at() if host.spec.id == host_id)
+        if result is AttemptResult.ROUTE_MISSING and route:
+            self.lacking.add((build_of(host), route))
+        elif result is AttemptResult.COMPLETED:
+            self.lacking.discard((build_of(host), route))
+
+    def looked_at(self) -> tuple[HostSnapshot, ...]:
+        return self.scheduler.snapshot(self.now).hosts
+
+    @invariant()
+    def what_nobody_can_lack_is_forgotten(self) -> None:
+        present = {
+            build_of(host)
+            for host in self.looked_at()
+            if host.version not in ("", "0.0.0") or host.state.is_routable
+        }
+        self.lacking = {(build, route) for build, route in self.lacking if build in present}
+
+    @invariant()
+    def eligible_are_those_whom_the_rules_leave(self) -> None:
+        """What the pool keeps in mind equals what the rules give when worked out afresh."""
+        hosts = self.looked_at()
+        for kind in (JobKind.GENERATE, JobKind.UNLOAD, JobKind.OTHER):
+            for model in MODELS[:2]:
+                for route in ROUTES:
+                    asked = job("?", kind=kind, model=model, route=route)
+                    expected = self.eligible(asked, hosts)
+                    pool = self.scheduler._pool
+                    assert {host.spec.id for host in pool.eligible(asked)} == expected
+
+    def eligible(self, asked: Job, hosts: Sequence[HostSnapshot]) -> set[str]:
+        """Ids of the hosts that may take a job, by the letter of the rules."""
+        left = []
+        for host in hosts:
+            holds = any(model.name == asked.model for model in host.installed)
+            allowed = host.state.is_routable and host.spec.may_serve(asked.model)
+            if allowed and (holds or not asked.kind.needs_model):
+                left.append(host)
+        if self.keeps_newest and asked.kind in (JobKind.GENERATE, JobKind.SHOW):
+            left = newest(left, asked.model)
+        knowing = [host for host in left if (build_of(host), asked.route) not in self.lacking]
+        return {host.spec.id for host in knowing or left}
+
     @invariant()
     def probation_has_one_trial(self) -> None:
-        for host in self.scheduler._hosts.values():
+        for host in self.scheduler._pool:
             if host.health.base is HostState.PROBATION and host.health.trial is not None:
                 assert host.health.trial in self.running
                 assert host.free_slots("a:1") == 0
+
+
+def build_of(host: HostSnapshot) -> str:
+    """What stands for the host's version; the host itself where that says nothing."""
+    return host.spec.id if host.version in ("", "0.0.0") else host.version
+
+
+def newest(hosts: Sequence[HostSnapshot], model: str) -> list[HostSnapshot]:
+    """Those with the newest copy, and those whose copy has no digest."""
+    copies = {h.spec.id: next(m for m in h.installed if m.name == model) for h in hosts}
+    ages = [(c.modified_ns, c.digest) for c in copies.values() if c.digest]
+    _, digest = max(ages, default=(0, ""))
+    return [host for host in hosts if copies[host.spec.id].digest in ("", digest)]
 
 
 class HostileMachine(SchedulerMachine):

@@ -7,12 +7,14 @@ from importlib import import_module
 from random import Random
 
 from sollol_proxy.core.policies.base import Policy
+from sollol_proxy.core.policies.completion_time import CompletionTime
 from sollol_proxy.core.policies.least_in_flight import LeastInFlight
 from sollol_proxy.core.policies.round_robin import RoundRobin
 from sollol_proxy.core.policies.seven_factor import SevenFactor
 from sollol_proxy.errors import ConfigError, ConfigProblem
 
 POLICIES: dict[str, Callable[[Random], Policy]] = {
+    CompletionTime.name: CompletionTime,
     SevenFactor.name: SevenFactor,
     LeastInFlight.name: LeastInFlight,
     RoundRobin.name: RoundRobin,

@@ -3,15 +3,21 @@
 A policy plans: it is shown the first waiting jobs in queue order and all routable hosts, busy
 ones included, and says which jobs go where now. Who is not in the plan waits. Eligibility is
 not its business: the scheduler checks every decision and refuses a plan that overruns a slot.
+
+A `Policy` leaves nobody beside a free slot: what it does not place goes by another policy. A
+`Planner` may: it holds a job there because a better place is expected, says so, and for how long.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from random import Random
 from typing import ClassVar, Protocol
 
+from sollol_proxy.core.memory import HostMemory, Memory
+from sollol_proxy.core.running import Running
 from sollol_proxy.core.types import (
     Candidate,
     Cost,
@@ -54,6 +60,28 @@ class HostView(Protocol):
     def success_ratio(self) -> float | None:
         """Decayed share of attempts that ended well; None before the first."""
 
+    @property
+    def in_flight_by_model(self) -> Mapping[str, int]:
+        """The jobs that hold a slot, by canonical model name."""
+
+    @property
+    def running(self) -> Collection[Running]:
+        """Jobs in flight there, those without a slot included."""
+
+    @property
+    def concurrency(self) -> int:
+        """Jobs that the host is meant to run at once, whatever their models."""
+
+    @property
+    def known(self) -> HostMemory:
+        """What was learnt of the host."""
+
+    def runner(self, model: str) -> ResidentModel | None:
+        """The model in memory, under this name or another of the same file."""
+
+    def needs_load(self, job: Job) -> bool:
+        """Whether the job's model has to be loaded for it, or loaded anew with its options."""
+
     def slots(self, model: str) -> int:
         """Jobs the host runs at once for this model."""
 
@@ -77,6 +105,87 @@ class Policy(Protocol):
 
     def plan(self, waiting: Sequence[Job], hosts: Sequence[HostView], now: float) -> list[Decision]:
         """Decisions for jobs that start now, each naming a job of `waiting` at most once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A job that is to wait, although it may be beside a free slot.
+
+    host_id: where it is expected to run, after `wait_s` for `own_s` seconds.
+    idle_host_id, idle_s: the best host that could take it at once, and how long it would need
+        there: it is not held longer than that. Empty and None = there is no such host.
+    """
+
+    job_id: str
+    host_id: str
+    wait_s: float
+    own_s: float
+    idle_host_id: str = ""
+    idle_s: float | None = None
+
+    @property
+    def reason(self) -> str:
+        """What a person is told."""
+        text = f"host {self.host_id} frees in {self.wait_s:.1f} s" if self.host_id else "its turn"
+        if self.host_id:
+            text += f" and then needs {self.own_s:.1f} s"
+        if self.idle_s is not None:
+            text += f"; host {self.idle_host_id} would need {self.idle_s:.1f} s"
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a planner says: who goes where now, and who is held.
+
+    is_partial: hosts were left out of it that may still be free; plan again.
+    """
+
+    decisions: Sequence[Decision] = ()
+    holds: Sequence[Hold] = ()
+    is_partial: bool = False
+
+
+class Planner(ABC):
+    """A policy that sees all waiting jobs together and may hold some of them.
+
+    memory: what was learnt; the scheduler puts its own here.
+    """
+
+    name: ClassVar[str] = ""
+
+    def __init__(self) -> None:
+        self.memory = Memory()
+
+    @abstractmethod
+    def key_shift(self, job: Job, hosts: Sequence[HostView]) -> float:
+        """Seconds added to the job's key in the queue when it arrives; < 0 moves it forward."""
+
+    @abstractmethod
+    def plan_all(self, waiting: Sequence[Job], hosts: Sequence[HostView], now: float) -> Plan:
+        """A decision or a hold for each job that some host may take.
+
+        waiting: the first jobs in queue order, whether or not a slot is free, all of kinds that
+        take a slot. hosts: all routable ones, busy ones with what they run.
+        """
+
+    @abstractmethod
+    def idle_times(
+        self, jobs: Sequence[Job], hosts: Sequence[HostView], now: float
+    ) -> Sequence[float]:
+        """Seconds that each job would need on the best of hosts that have a free slot for it.
+
+        jobs: of one lane, so they differ in their lengths only.
+        """
+
+    @abstractmethod
+    def place(self, job: Job, hosts: Sequence[HostView], now: float) -> Decision:
+        """The best of hosts that are eligible and have a free slot, for a job to wait no more."""
+
+    def plan(self, waiting: Sequence[Job], hosts: Sequence[HostView], now: float) -> list[Decision]:
+        """The decisions of `plan_all` alone."""
+        jobs = [job for job in waiting if job.kind.takes_slot]
+        return list(self.plan_all(jobs, hosts, now).decisions) if jobs else []
 
 
 class PerJob(ABC):
@@ -121,11 +230,11 @@ class PerJob(ABC):
     ) -> Decision:
         priced = [(host, self.cost(job, host, eligible, now)) for host in free]
         self._rng.shuffle(priced)  # among hosts that were never used, any may be the first
-        priced.sort(key=lambda entry: (job.model not in entry[0].resident, entry[1].total))
+        priced.sort(key=lambda entry: (entry[0].needs_load(job), entry[1].total))
         host, cost = min(self._equal_to_first(job, priced), key=self._turn_of)
         self._turn += 1
         self._last_turn[host.spec.id] = self._turn
-        needs_load = job.model not in host.resident
+        needs_load = host.needs_load(job)
         return Decision(
             job_id=job.id,
             host_id=host.spec.id,
@@ -147,12 +256,11 @@ class PerJob(ABC):
     ) -> list[tuple[HostView, Cost]]:
         """The first and those that are as good, all in memory or none."""
         best, cheapest = priced[0]
-        is_resident = job.model in best.resident
+        needs_load = best.needs_load(job)
         return [
             (host, cost)
             for host, cost in priced
-            if (job.model in host.resident) is is_resident
-            and cost.total <= cheapest.total * TIE_RATIO
+            if host.needs_load(job) is needs_load and cost.total <= cheapest.total * TIE_RATIO
         ]
 
     def reason(self, job: Job, host: HostView, cost: Cost, *, needs_load: bool, others: int) -> str:

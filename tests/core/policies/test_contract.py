@@ -72,14 +72,14 @@ def make_hosts(rows: list[tuple]) -> list[HostEntry]:
                 prompt_tokens=100, prefill_s=speed_s, output_tokens=20, decode_s=speed_s
             )
             taught = job("teacher", model=sorted(models)[0])
-            host.begin(taught)
+            host.begin(taught, 0.0)
             host.end("teacher", AttemptResult.COMPLETED, seen, "", 0.0)
         if fails:
-            host.begin(job("failure", model=sorted(models)[0]))
+            host.begin(job("failure", model=sorted(models)[0]), 0.0)
             host.end("failure", AttemptResult.FAILED, None, "boom", 0.0)
         for count, model in enumerate(running):
             if model in models and host.free_slots(model) > 0:
-                host.begin(job(f"running{count}", model=model))
+                host.begin(job(f"running{count}", model=model), 0.0)
         hosts.append(host)
     return hosts
 
@@ -109,7 +109,7 @@ def test_plan_never_overruns_a_slot(
         host = next(each for each in pool if each.spec.id == decision.host_id)
         planned = by_id[decision.job_id]
         assert not planned.kind.takes_slot or host.free_slots(planned.model) > 0
-        host.begin(planned)
+        host.begin(planned, 0.0)
 
 
 @pytest.mark.parametrize("policy", POLICIES)

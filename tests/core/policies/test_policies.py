@@ -19,9 +19,9 @@ def test_names_of_the_table_are_the_policies_own() -> None:
 
 def test_least_in_flight_weighs_jobs_by_slots() -> None:
     small, large = entry(spec("small", slots=2)), entry(spec("large", slots=8))
-    small.begin(job("1"))
+    small.begin(job("1"), 0.0)
     for number in range(3):
-        large.begin(job(f"l{number}"))
+        large.begin(job(f"l{number}"), 0.0)
     [decision] = LeastInFlight(Random(0)).plan([job("x")], [small, large], 0.0)
     assert decision.host_id == "large"
 

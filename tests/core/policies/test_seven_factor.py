@@ -167,7 +167,7 @@ def cost_of(host: Any, others: list[Any], **fields: Any) -> Cost:
 
 
 def teach(host: Any, prefill_tokens_per_s: float) -> None:
-    host.begin(job("teacher"))
+    host.begin(job("teacher"), 0.0)
     seen = Observation(prompt_tokens=1000, prefill_s=1000 / prefill_tokens_per_s)
     host.end("teacher", AttemptResult.COMPLETED, seen, "", 0.0)
 

@@ -1,0 +1,102 @@
+"""Which host probably still has which beginning of a prompt in its cache.
+
+For each host and model the last prompt blocks that it has read, the least recently used forgotten
+first, as many tokens as its context and slots hold. A guess: hosts say nothing of their caches but
+by how long they take to read a prompt, and that confirms it or takes it back.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from sollol_proxy.core.types import Job
+
+ASSUMED_CONTEXT_TOKENS = 4096
+"""Context of a runner that does not tell its own: Ollama's smallest default."""
+
+
+class _Blocks:
+    """One host's blocks of one model: hash → tokens it stands for, tokens answered after it."""
+
+    __slots__ = ("_blocks", "_tokens")
+
+    def __init__(self) -> None:
+        self._blocks: OrderedDict[int, tuple[int, int]] = OrderedDict()
+        self._tokens = 0
+
+    def matched(self, job: Job) -> int:
+        """Estimated tokens of the prompt that are there."""
+        blocks, prefix = self._blocks, job.prefix
+        low, high = 0, len(prefix)
+        # A block is never forgotten after the one behind it, so what is there is a beginning.
+        while low < high:
+            middle = (low + high) // 2
+            if prefix[middle] in blocks:
+                low = middle + 1
+            else:
+                high = middle
+        if not low:
+            return 0
+        tokens = job.prefix_tokens[low - 1]
+        if low < len(prefix):
+            # The answer that followed is in the cache too, and in the prompt the next block.
+            _, answer = blocks[prefix[low - 1]]
+            tokens += min(answer, job.prefix_tokens[low] - tokens)
+        return tokens
+
+    def add(self, job: Job, answer_tokens: int, capacity_tokens: int) -> None:
+        """The prompt has been read, and answered with so many tokens."""
+        last = len(job.prefix) - 1
+        # The last block goes in first: a chain without its beginning is worth nothing.
+        for index in range(last, -1, -1):
+            block = job.prefix[index]
+            before = job.prefix_tokens[index - 1] if index else 0
+            own = max(job.prefix_tokens[index] - before, 0)
+            old_own, old_answer = self._blocks.pop(block, (0, 0))
+            answer = answer_tokens if index == last else old_answer
+            self._blocks[block] = (own, answer)
+            self._tokens += own + answer - old_own - old_answer
+        while self._tokens > capacity_tokens and len(self._blocks) > 1:
+            _, (own, answer) = self._blocks.popitem(last=False)
+            self._tokens -= own + answer
+
+    def forget(self, job: Job) -> None:
+        """The prompt's blocks turned out not to be there."""
+        for block in job.prefix:
+            own, answer = self._blocks.pop(block, (0, 0))
+            self._tokens -= own + answer
+
+
+class Affinity:
+    """The caches of all hosts, as guessed."""
+
+    def __init__(self) -> None:
+        self._caches: dict[tuple[str, str], _Blocks] = {}
+
+    def matched_tokens(self, host_id: str, job: Job) -> int:
+        """Estimated tokens of the job's prompt that the host need not read again."""
+        if not job.prefix or len(job.prefix) != len(job.prefix_tokens):
+            return 0
+        blocks = self._caches.get((host_id, job.model))
+        return 0 if blocks is None else blocks.matched(job)
+
+    def add(self, host_id: str, job: Job, *, answer_tokens: int, context_tokens: int) -> None:
+        """The host has done the job. context_tokens: of all slots of the runner; 0 = unknown."""
+        if not job.prefix or len(job.prefix) != len(job.prefix_tokens):
+            return
+        blocks = self._caches.setdefault((host_id, job.model), _Blocks())
+        blocks.add(job, answer_tokens, context_tokens or ASSUMED_CONTEXT_TOKENS)
+
+    def deny(self, host_id: str, job: Job) -> None:
+        """The host took as long as if it had nothing of the prompt."""
+        blocks = self._caches.get((host_id, job.model))
+        if blocks is not None:
+            blocks.forget(job)
+
+    def drop(self, host_id: str, model: str) -> None:
+        """The model has left the host's memory, and its cache with it."""
+        self._caches.pop((host_id, model), None)
+
+    def models(self, host_id: str) -> list[str]:
+        """Models of which the host has blocks."""
+        return [model for host, model in self._caches if host == host_id]

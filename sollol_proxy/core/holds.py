@@ -1,0 +1,63 @@
+"""Jobs that wait beside a free slot because a better place is expected: why, and until when.
+
+A hold begins when a job is first found beside a free slot and ends when the job goes, or when no
+free slot is left for it. Its bound is set at its beginning and never moved: the seconds that the
+job would need on the best idle host. So waiting for a better place can cost a job at most as much
+again as taking the worse one at once.
+"""
+
+from __future__ import annotations
+
+from sollol_proxy.core.queue import Lane
+
+MAX_HOLD_S = 300.0
+"""Longest hold, whatever is predicted."""
+
+
+class Holds:
+    """The holds of this moment, by lane."""
+
+    def __init__(self) -> None:
+        self._by_lane: dict[Lane, dict[str, float]] = {}
+
+    def lanes(self) -> list[Lane]:
+        """Lanes in which somebody is held."""
+        return list(self._by_lane)
+
+    def has(self, lane: Lane, job_id: str) -> bool:
+        """Whether the job is held."""
+        return job_id in self._by_lane.get(lane, ())
+
+    def count(self, lane: Lane) -> int:
+        """How many jobs of the lane are held."""
+        return len(self._by_lane.get(lane, ()))
+
+    def begin(self, lane: Lane, job_id: str, idle_s: float, now: float) -> None:
+        """The job is beside a free slot, where it would need so long; a hold goes on as it is."""
+        self._by_lane.setdefault(lane, {}).setdefault(job_id, now + min(idle_s, MAX_HOLD_S))
+
+    def end(self, lane: Lane, job_id: str) -> None:
+        """The job has gone."""
+        held = self._by_lane.get(lane)
+        if held is not None and held.pop(job_id, None) is not None and not held:
+            del self._by_lane[lane]
+
+    def end_lane(self, lane: Lane) -> None:
+        """There is no free slot for the lane's jobs any more."""
+        self._by_lane.pop(lane, None)
+
+    def due(self, lane: Lane, now: float) -> list[str]:
+        """Jobs of the lane that have been held to their bound, the first due first."""
+        held = self._by_lane.get(lane)
+        if not held:
+            return []
+        due = [(bound_s, job_id) for job_id, bound_s in held.items() if bound_s <= now]
+        return [job_id for _, job_id in sorted(due)]
+
+    def bound_s(self, lane: Lane, job_id: str) -> float | None:
+        """Until when the job is held; None = it is not."""
+        return self._by_lane.get(lane, {}).get(job_id)
+
+    def next_bound_s(self) -> float | None:
+        """The first bound; None when nobody is held."""
+        return min((min(held.values()) for held in self._by_lane.values()), default=None)

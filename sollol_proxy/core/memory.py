@@ -1,0 +1,249 @@
+"""All that the scheduler has learnt, in one object: what outlives a restart, and can be forgotten.
+
+Each host has its own part; lengths of answers, demand, caches and the order of evictions belong to
+the pool. `export` and `restore` carry what is worth keeping as JSON: not the demand of the last
+minute, nor what the hosts' caches held.
+
+Invariants: an estimate lies within its samples, or is a documented default before the first; times
+are only compared with each other, so a late one does no harm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any, NamedTuple
+
+from sollol_proxy.core.affinity import Affinity
+from sollol_proxy.core.demand import Demand
+from sollol_proxy.core.estimate import Rate
+from sollol_proxy.core.jsonable import mapping, number, positive, values_of
+from sollol_proxy.core.learnt import Learnt
+from sollol_proxy.core.lengths import Lengths
+from sollol_proxy.core.room import Room, Victims, footprint_bytes
+from sollol_proxy.core.speeds import SIZE_EXPONENT, Speeds
+from sollol_proxy.core.types import InstalledModel, Job, Observation, ResidentModel
+from sollol_proxy.core.variants import Variants
+
+REFERENCE_BYTES = 4_900_000_000
+DEFAULT_PREFILL_TOKENS_PER_S = 800.0
+DEFAULT_DECODE_TOKENS_PER_S = 30.0
+"""Speed of a host of which nothing is known, with 8 billion parameters in 4.9 GB on a GPU."""
+
+CPU_RATIO = 0.1
+"""The same without a GPU."""
+
+MIN_ESTIMATE_TOKENS = 16
+MAX_PROMPTS = 1024
+
+
+class Pace(NamedTuple):
+    """Tokens a second of a job alone on a host."""
+
+    prefill: float
+    decode: float
+
+
+@dataclass(slots=True)
+class HostMemory:
+    """What was learnt of one host. is_cpu: computes without a GPU; None = not known."""
+
+    speeds: Speeds = field(default_factory=Speeds)
+    variants: Variants = field(default_factory=Variants)
+    room: Room = field(default_factory=Room)
+    is_cpu: bool | None = None
+
+    def see(self, resident: Iterable[ResidentModel]) -> None:
+        """What a probe found in memory."""
+        told = [model for model in resident if model.digest]
+        if told:
+            self.is_cpu = not any(model.size_vram_bytes for model in told)
+
+    def export(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        return {
+            "speeds": self.speeds.export(),
+            "variants": self.variants.export(),
+            "room": self.room.export(),
+            "is_cpu": self.is_cpu,
+        }
+
+    @classmethod
+    def restored(cls, given: object) -> HostMemory:
+        """From what `export` gave.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        data = mapping(given)
+        is_cpu = data.get("is_cpu")
+        if is_cpu is not None and not isinstance(is_cpu, bool):
+            raise ValueError("is_cpu is a truth value or null")
+        return cls(
+            Speeds.restored(data.get("speeds", {})),
+            Variants.restored(data.get("variants", [])),
+            Room.restored(data.get("room", {})),
+            is_cpu,
+        )
+
+
+class Memory:
+    """Everything learnt. Only the scheduler and its hosts write to it; policies read."""
+
+    def __init__(self) -> None:
+        self.lengths = Lengths()
+        self.demand = Demand()
+        self.affinity = Affinity()
+        self.victims = Victims()
+        self.stats = Learnt()
+        self._hosts: dict[str, HostMemory] = {}
+        self._footprints: dict[str, int] = {}
+        self._prompts: dict[str, Rate] = {}
+        self._paces: dict[str, dict[str, Pace]] = {}
+        self._guessed: set[str] = set()
+        self._medians: dict[tuple[str, bool], tuple[float | None, float | None]] = {}
+
+    def of(self, host_id: str) -> HostMemory:
+        """A host's part; empty for one that is new."""
+        known = self._hosts.get(host_id)
+        if known is None:
+            known = self._hosts[host_id] = HostMemory()
+        return known
+
+    # Reading
+
+    def pace(self, host_id: str, model: str, size_bytes: int) -> Pace:
+        """How fast a host reads and writes with a model, both > 0; a guess where never measured.
+
+        Where it was not measured: the host's model that is most like it, scaled by size; else the
+        median of the hosts of its kind, GPU or CPU, that have measured it; else a default.
+        """
+        paces = self._paces.get(host_id)
+        if paces is None:
+            paces = self._paces[host_id] = {}
+        pace = paces.get(model)
+        if pace is None:
+            host = self.of(host_id)
+            pace = paces[model] = Pace(
+                self._prefill(host, model, size_bytes), self._decode(host, model, size_bytes)
+            )
+            if host.speeds.decode_of(model) is None or host.speeds.prefill_of(model) is None:
+                self._guessed.add(host_id)
+        return pace
+
+    def prompt_ratio(self, model: str) -> float:
+        """Tokens that hosts count in a prompt ÷ those that were estimated."""
+        rate = self._prompts.get(model)
+        return 1.0 if rate is None or rate.value is None else rate.value
+
+    def footprint_bytes(self, model: str, copy: InstalledModel | None) -> int:
+        """Memory that a model takes: as last seen anywhere, else by its size; 0 = unknown."""
+        seen = self._footprints.get(model)
+        return seen or footprint_bytes(copy.size_bytes if copy is not None else 0)
+
+    # Learning
+
+    def paces_changed(self, host_id: str, *, is_first: bool) -> None:
+        """A host's speed was learnt. is_first: of a model that it had not been measured with."""
+        self._paces.pop(host_id, None)
+        if is_first:
+            # Guesses for others rest on medians, which a further sample hardly moves.
+            for guessed in self._guessed:
+                self._paces.pop(guessed, None)
+            self._guessed.clear()
+            self._medians.clear()
+
+    def see_footprints(self, resident: Iterable[ResidentModel]) -> None:
+        """A probe found these in memory."""
+        for model in resident:
+            if model.digest and model.size_bytes and len(self._footprints) < MAX_PROMPTS:
+                self._footprints[model.name] = model.size_bytes
+
+    def learn_prompt(self, job: Job, observation: Observation) -> None:
+        """A host has counted a prompt."""
+        counted, estimated = observation.prompt_tokens, job.prompt_tokens_est
+        if counted and estimated >= MIN_ESTIMATE_TOKENS and len(self._prompts) < MAX_PROMPTS:
+            ratio = min(max(counted / estimated, 0.1), 10.0)
+            self._prompts.setdefault(job.model, Rate()).add(ratio)
+
+    # Keeping
+
+    def forget(self) -> None:
+        """Begin anew, as if nothing had ever been learnt."""
+        self._take_over(Memory())
+
+    def export(self) -> dict[str, Any]:
+        """What is worth keeping over a restart, as JSON-able values."""
+        return {
+            "hosts": {host_id: host.export() for host_id, host in self._hosts.items()},
+            "lengths": self.lengths.export(),
+            "victims": self.victims.export(),
+            "stats": self.stats.export(),
+            "footprints": dict(self._footprints),
+            "prompts": {
+                model: rate.value for model, rate in self._prompts.items() if rate.value is not None
+            },
+        }
+
+    def restore(self, given: object) -> None:
+        """Take over what `export` gave; all of it or, if it is something else, nothing.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        data, made = mapping(given), Memory()
+        made._hosts = values_of(data.get("hosts", {}), HostMemory.restored)
+        made.lengths = Lengths.restored(data.get("lengths", {}))
+        made.victims = Victims.restored(data.get("victims", {}))
+        made.stats = Learnt.restored(data.get("stats", {}))
+        footprints = values_of(data.get("footprints", {}), number)
+        made._footprints = {model: int(size) for model, size in footprints.items()}
+        prompts = values_of(data.get("prompts", {}), positive)
+        made._prompts = {model: Rate(ratio) for model, ratio in prompts.items()}
+        self._take_over(made)
+
+    # Inside
+
+    def _take_over(self, made: Memory) -> None:
+        for name, value in vars(made).items():
+            setattr(self, name, value)
+
+    def _prefill(self, host: HostMemory, model: str, size_bytes: int) -> float:
+        own = host.speeds.prefill_tokens_per_s(model, size_bytes)
+        if own is not None:
+            return own
+        median_speed, _ = self._median_of(model, is_cpu=bool(host.is_cpu))
+        scale = _ratio(size_bytes) * _slowness(host)
+        return DEFAULT_PREFILL_TOKENS_PER_S * scale if median_speed is None else median_speed
+
+    def _decode(self, host: HostMemory, model: str, size_bytes: int) -> float:
+        own = host.speeds.decode_tokens_per_s(model, size_bytes)
+        if own is not None:
+            return own
+        _, median_speed = self._median_of(model, is_cpu=bool(host.is_cpu))
+        scale = _ratio(size_bytes) ** SIZE_EXPONENT * _slowness(host)
+        return DEFAULT_DECODE_TOKENS_PER_S * scale if median_speed is None else median_speed
+
+    def _median_of(self, model: str, *, is_cpu: bool) -> tuple[float | None, float | None]:
+        """Prefill and decode speed of the hosts of a kind that have measured the model."""
+        known = self._medians.get((model, is_cpu))
+        if known is None:
+            alike = [host.speeds for host in self._hosts.values() if bool(host.is_cpu) is is_cpu]
+            prefill = [speeds.prefill_of(model) for speeds in alike]
+            decode = [speeds.decode_of(model) for speeds in alike]
+            known = self._medians[model, is_cpu] = _median(prefill), _median(decode)
+        return known
+
+
+def _median(speeds: Sequence[float | None]) -> float | None:
+    known = [speed for speed in speeds if speed is not None]
+    return median(known) if known else None
+
+
+def _ratio(size_bytes: int) -> float:
+    return REFERENCE_BYTES / size_bytes if size_bytes else 1.0
+
+
+def _slowness(host: HostMemory) -> float:
+    return CPU_RATIO if host.is_cpu else 1.0

@@ -1,0 +1,296 @@
+"""Laying out waiting jobs over slots: sequences, what they cost, and where one more costs least.
+
+Pure arithmetic on seconds from now. Each slot has a sequence; its value is found by walking it from
+the moment the slot is free, with the models that are in memory then:
+
+    weight · (age + price · time before its turn + load + prefill + decode + eviction) ^ power
+
+summed over its jobs. Invariant: `states[i]` is the slot before its i-th job, the last one behind
+all, so a walk begins anywhere without repeating what comes before.
+
+This is the hot path of a decision, hence the flat records and the one long loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+TIE_RATIO = 0.999
+"""A place has to be better by a thousandth: no measured figure is more exact."""
+
+Held = tuple[str, ...]
+"""Runners in a host's memory, by token: a model's name, or name and options."""
+
+
+State = tuple[float, Held, float]
+"""A slot between two jobs: when, what is in memory, costs so far."""
+
+
+class Step(NamedTuple):
+    """What it takes to bring a runner into memory.
+
+    load_s: waited for. price_s: not waited for: what evicting others will cost somebody.
+    drain_s: not before this moment, since something that has to go is still in use.
+    """
+
+    held: Held
+    load_s: float
+    price_s: float
+    drain_s: float
+
+
+class Wish:
+    """A waiting job. By host index: seconds without a load (None = not there), token of its runner.
+
+    order: its place in the queue. weight: of its time against that of others.
+    felt_s: as own_s, with a price on what others on the host lose by it.
+    """
+
+    __slots__ = ("age_s", "felt_s", "order", "own_s", "tokens", "weight")
+
+    def __init__(
+        self,
+        order: int,
+        weight: float,
+        age_s: float,
+        own_s: Sequence[float | None],
+        felt_s: Sequence[float | None],
+        tokens: Sequence[str],
+    ) -> None:
+        self.order = order
+        self.weight = weight
+        self.age_s = age_s
+        self.own_s = own_s
+        self.felt_s = felt_s
+        self.tokens = tokens
+
+
+class Slot:
+    """One unit of a host's concurrency, and what is planned for it.
+
+    host: its index. step: how the host brings a runner into memory.
+    ready_s: moment from which a runner may be used beside what runs there; absent = at once.
+    most: jobs that may be planned here.
+    runs: runners that have been planned here.
+    slopes, bends: by place, how the jobs from there on gain cost with each second they are
+        delayed, and with its square.
+    """
+
+    __slots__ = ("bends", "host", "most", "ready_s", "runs", "slopes", "states", "step", "wishes")
+
+    def __init__(
+        self,
+        host: int,
+        at_s: float,
+        held: Held,
+        step: Callable[[Held, str], Step],
+        ready_s: dict[str, float],
+        most: int,
+    ) -> None:
+        self.host = host
+        self.step = step
+        self.ready_s = ready_s
+        self.most = most
+        self.wishes: list[Wish] = []
+        self.runs: set[str] = set()
+        self.states: list[State] = [(at_s, held, 0.0)]
+        self.slopes = [0.0]
+        self.bends = [0.0]
+
+    def turn_s(self, index: int) -> float:
+        """When the i-th job begins."""
+        at_s, held, _ = self.states[index]
+        token = self.wishes[index].tokens[self.host]
+        if token not in held:
+            at_s = max(at_s, self.step(held, token).drain_s)
+        return max(at_s, self.ready_s.get(token, 0.0))
+
+    def end_s(self, index: int) -> float:
+        """When the i-th job ends."""
+        return self.states[index + 1][0]
+
+
+class Layout:
+    """The slots of a pool, filled job by job."""
+
+    def __init__(self, slots: Sequence[Slot], price: float, power: float) -> None:
+        self.slots = slots
+        self._price = price
+        self._power = power
+        self._where: dict[int, Slot] = {}
+
+    def fill(self, wishes: Sequence[Wish]) -> None:
+        """Lay out jobs, given in queue order: the last first, then each once more."""
+        for wish in reversed(wishes):
+            self._put(wish)
+        if len(wishes) > 1:
+            for wish in wishes:
+                self._take_out(wish)
+                self._put(wish)
+
+    def slot_of(self, wish: Wish) -> Slot | None:
+        """Where a job has been laid out; None = no slot may take it."""
+        return self._where.get(wish.order)
+
+    def growth(self, slot: Slot, wish: Wish, index: int) -> float:
+        """What the slot's value grows by when the job comes i-th, exactly."""
+        at_s, held, total = slot.states[index]
+        for each in (wish, *slot.wishes[index:]):
+            at_s, held, total, _ = self._after(slot, each, at_s, held, total)
+        return total - slot.states[-1][2]
+
+    def _put(self, wish: Wish) -> None:
+        """Put a job where the sum grows least.
+
+        Where nothing has to be loaded, what the jobs behind it lose is read off the slopes: they
+        all begin later by the job's own time, and the power is so near to 1 that two terms are
+        all there is to it. Else the sequence is walked, unless the job alone costs too much.
+        """
+        best, where, at = float("inf"), None, 0
+        price, power, weight, age_s = self._price, self._power, wish.weight, wish.age_s
+        own, felt, tokens, order = wish.own_s, wish.felt_s, wish.tokens, wish.order
+        last_empty = -1
+        for slot in self.slots:
+            host = slot.host
+            own_s = own[host]
+            if own_s is None:
+                continue
+            wishes, states = slot.wishes, slot.states
+            if wishes:
+                if len(wishes) >= slot.most:
+                    continue
+                # Most jobs are put in from the last to the first, where all are of one model.
+                if order < wishes[0].order and len(slot.runs) < 2:
+                    places: Sequence[int] = _FIRST
+                else:
+                    places = _places(wishes, order, tokens[host], host)
+            elif states[0][0] <= 0:
+                if host == last_empty:
+                    continue  # free slots of one host are alike
+                last_empty, places = host, _FIRST
+            else:
+                places = _FIRST
+            token = tokens[host]
+            for index in places:
+                at_s, held, _ = states[index]
+                if token in held:
+                    if slot.ready_s:
+                        at_s = max(at_s, slot.ready_s.get(token, 0.0))
+                    growth: float = (
+                        weight * (age_s + price * at_s + (felt[host] or 0.0)) ** power
+                        + (slot.slopes[index] + slot.bends[index] * own_s) * own_s
+                    )
+                else:
+                    growth = self._growth_with_load(slot, wish, index, best)
+                if growth < best * TIE_RATIO:
+                    best, where, at = growth, slot, index
+        if where is not None:
+            where.wishes.insert(at, wish)
+            where.runs.add(tokens[where.host])
+            self._walk(where, at)
+            self._where[order] = where
+
+    def _growth_with_load(self, slot: Slot, wish: Wish, index: int, best: float) -> float:
+        """The growth, or `best` where it is at least as large."""
+        host = slot.host
+        token = wish.tokens[host]
+        at_s, held, _ = slot.states[index]
+        step = slot.step(held, token)
+        if step.drain_s > at_s:
+            at_s = step.drain_s
+        own_s = (wish.own_s[host] or 0.0) + step.load_s
+        felt_s = (wish.felt_s[host] or 0.0) + step.load_s + step.price_s
+        cost: float = (wish.age_s + self._price * at_s + felt_s) ** self._power
+        least = wish.weight * cost + slot.slopes[index] * own_s
+        if index == len(slot.wishes):
+            return least
+        # Those behind only lose, unless one of them needs the same runner and saves its load.
+        if least >= best and all(each.tokens[host] != token for each in slot.wishes[index:]):
+            return best
+        return self.growth(slot, wish, index)
+
+    def _after(
+        self, slot: Slot, wish: Wish, at_s: float, held: Held, total: float
+    ) -> tuple[float, Held, float, float]:
+        """The slot's state behind a job that follows such a state, and what the job felt."""
+        token = wish.tokens[slot.host]
+        own_s, felt_s = wish.own_s[slot.host] or 0.0, wish.felt_s[slot.host] or 0.0
+        if token not in held:
+            held, load_s, price_s, drain_s = slot.step(held, token)
+            own_s += load_s
+            felt_s += load_s + price_s
+            if drain_s > at_s:
+                at_s = drain_s
+        if slot.ready_s:
+            at_s = max(at_s, slot.ready_s.get(token, 0.0))
+        felt_s += wish.age_s + self._price * at_s
+        cost: float = wish.weight * felt_s**self._power
+        return at_s + own_s, held, total + cost, felt_s
+
+    def _take_out(self, wish: Wish) -> None:
+        slot = self._where.pop(wish.order, None)
+        if slot is not None:
+            index = slot.wishes.index(wish)
+            del slot.wishes[index]
+            self._walk(slot, index)
+
+    def _walk(self, slot: Slot, index: int) -> None:
+        """Work the states out anew from the i-th job on, and the slopes."""
+        states, wishes, host = slot.states, slot.wishes, slot.host
+        price, power = self._price, self._power
+        old_slope, old_bend = slot.slopes[index], slot.bends[index]
+        del states[index + 1 :]
+        at_s, held, total = states[index]
+        rise, bent = power * price, (power - 1) * price / 2
+        slopes: list[float] = []
+        bends: list[float] = []
+        for wish in wishes[index:] if index else wishes:
+            if wish.tokens[host] in held and not slot.ready_s:
+                own_s = wish.own_s[host] or 0.0
+                felt_s = wish.age_s + price * at_s + (wish.felt_s[host] or 0.0)
+                cost: float = wish.weight * felt_s**power
+                total += cost
+                at_s += own_s
+            else:
+                before = total
+                at_s, held, total, felt_s = self._after(slot, wish, at_s, held, total)
+                cost = total - before
+            states.append((at_s, held, total))
+            slope = rise * cost / (felt_s + 1e-9)
+            slopes.append(slope)
+            bends.append(bent * slope / (felt_s + 0.5))
+        # By place, what all from there on lose.
+        slope = bend = 0.0
+        for place in range(len(slopes) - 1, -1, -1):
+            slopes[place] = slope = slope + slopes[place]
+            bends[place] = bend = bend + bends[place]
+        slopes.append(0.0)
+        bends.append(0.0)
+        if index:
+            more, bent_more = slopes[0] - old_slope, bends[0] - old_bend
+            slopes = [old + more for old in slot.slopes[:index]] + slopes
+            bends = [old + bent_more for old in slot.bends[:index]] + bends
+        slot.slopes, slot.bends = slopes, bends
+
+
+_FIRST = (0,)
+
+
+def _places(wishes: Sequence[Wish], order: int, token: str, host: int) -> Sequence[int]:
+    """Where in a sequence a job may go: by its key, and where a run of its runner ends."""
+    first = 0
+    count = len(wishes)
+    # Jobs are mostly put in from the last to the first.
+    while first < count and wishes[first].order < order:
+        first += 1
+    if count < 2:
+        return (first,)
+    ends = None
+    last = wishes[0].tokens[host]
+    for index in range(1, count):
+        here = wishes[index].tokens[host]
+        if last == token != here and index != first:
+            ends = [index] if ends is None else [*ends, index]
+        last = here
+    return (first,) if ends is None else (first, *ends)
