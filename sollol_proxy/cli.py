@@ -7,28 +7,19 @@ the arguments. Mistakes are one line each on standard error, never a traceback.
 from __future__ import annotations
 
 import argparse
-import asyncio
+import importlib
 import os
 import sys
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from sollol_proxy import __version__
 from sollol_proxy.config.effective import effective_yaml
 from sollol_proxy.config.environment import CONFIG_FILE
 from sollol_proxy.config.load import Loaded, load_as_written
-from sollol_proxy.config.schema import split_listen
 from sollol_proxy.core.policies import POLICIES
 from sollol_proxy.errors import ConfigError
-from sollol_proxy.lab import demo
 from sollol_proxy.server import lifecycle
-
-try:
-    import uvloop
-except ImportError:  # Windows, PyPy
-    _run: Callable[[Coroutine[Any, Any, int]], int] = asyncio.run
-else:
-    _run = uvloop.run
 
 CONFIG_FILES = ("sollol.yaml", "/etc/sollol/sollol.yaml")
 """Where a configuration is looked for when none is named; the first that exists is read."""
@@ -47,10 +38,12 @@ def main(argv: Sequence[str] | None = None, environment: Mapping[str, str] | Non
         SystemExit: `--help`, `--version`, or arguments that make no sense (code 2).
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] not in (*_COMMANDS, "-h", "--help", "--version"):
+    if not words or words[0] not in (*_COMMANDS, *_LAB, "-h", "--help", "--version"):
         words.insert(0, "serve")
-    arguments = _parser().parse_args(words)
+    arguments = _parser(words[0]).parse_args(words)
     try:
+        if arguments.command in _LAB:
+            return int(_lab(arguments.command).run(arguments))
         return _COMMANDS[arguments.command](
             arguments, os.environ if environment is None else environment
         )
@@ -70,7 +63,7 @@ def _serve(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int
     config = _load(arguments.config, environment, flags).config
     if not config.hosts:
         print(f"sollol-proxy: {_NO_HOSTS}", file=sys.stderr)
-    return _run(lifecycle.serve(config))
+    return lifecycle.run(lifecycle.serve(config))
 
 
 def _check(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
@@ -80,15 +73,23 @@ def _check(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int
     return 0
 
 
-def _demo(arguments: argparse.Namespace, _environment: Mapping[str, str]) -> int:
-    return _run(demo.demo(arguments.listen, simulate=arguments.simulate))
-
-
 _COMMANDS: dict[str, Callable[[argparse.Namespace, Mapping[str, str]], int]] = {
     "serve": _serve,
     "check": _check,
-    "demo": _demo,
 }
+
+_LAB = {
+    "demo": ("sollol_proxy.lab.demo", "start a small pool and the proxy in front of it"),
+    "simulate": ("sollol_proxy.lab.simulate", "compare policies in virtual time"),
+}
+"""Commands of the laboratory: module with `add_arguments` and `run`, and what the help says.
+
+They are imported when they are asked for: whoever serves shall not wait for them.
+"""
+
+
+def _lab(command: str) -> Any:
+    return importlib.import_module(_LAB[command][0])
 
 
 def _load(path: str | None, environment: Mapping[str, str], flags: Mapping[str, Any]) -> Loaded:
@@ -105,7 +106,8 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(command: str) -> argparse.ArgumentParser:
+    """The command line, with the arguments of a laboratory's command only when it is asked for."""
     parser = _Parser(
         prog="sollol-proxy",
         description="One address in front of several Ollama hosts.",
@@ -135,22 +137,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.add_argument("file", metavar="FILE", nargs="?", help="default: as serve finds it")
 
-    show = commands.add_parser(
-        "demo", help="start a small pool and the proxy in front of it", allow_abbrev=False
-    )
-    show.add_argument(
-        "--listen",
-        metavar="ADDRESS:PORT",
-        type=_listen,
-        help="default: 127.0.0.1:11434, or the next port where that is taken",
-    )
-    show.add_argument("--simulate", action="store_true", help="scripted hosts, no real model")
+    for name, (_, text) in _LAB.items():
+        lab = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        if name == command:
+            _lab(name).add_arguments(lab)
     return parser
-
-
-def _listen(value: str) -> str:
-    try:
-        split_listen(value)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{value!r} {error}") from None
-    return value

@@ -79,6 +79,7 @@ def access(log: structlog.typing.FilteringBoundLogger, record: RequestRecord) ->
         outcome=record.outcome.value,
         status=record.status,
         host=None if decision is None else decision.host_id,
+        hosts=list(record.hosts) or None,
         task=record.task_type.value,
         priority=record.priority,
         attempts=record.attempts,

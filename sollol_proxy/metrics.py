@@ -6,15 +6,23 @@ else that a client can invent.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from sollol_proxy.core.snapshots import Snapshot
-from sollol_proxy.core.types import HostState, RequestRecord
+from sollol_proxy.core.types import HostState, Outcome, RequestRecord
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 """From an embedding on a GPU to a long answer on a CPU."""
+
+_RATIOS = (0.1, 0.25, 0.5, 0.67, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 4, 10)
+"""Real ÷ predicted: the same distance either way of 1."""
+
+_ERRORS_S = (-60, -30, -10, -5, -2, -1, -0.5, -0.1, 0.1, 0.5, 1, 2, 5, 10, 30, 60)
+"""Real − predicted."""
 
 
 class Metrics:
@@ -59,7 +67,22 @@ class Metrics:
         )
         self._queue_depth = self._gauge("sollol_queue_depth", "Jobs that wait", "priority")
         self._attempts = self._counter(
-            "sollol_attempts", "Attempts by the host they ended on or failed at", "host", "result"
+            "sollol_attempts",
+            "Attempts, and parts of requests to several hosts, by the host and how they ended",
+            "host",
+            "result",
+        )
+        self._total_ratio = self._histogram(
+            "sollol_prediction_ratio",
+            "Real time from dispatch to end, divided by what was predicted at dispatch",
+            "host",
+            buckets=_RATIOS,
+        )
+        self._wait_error = self._histogram(
+            "sollol_prediction_wait_error_seconds",
+            "Real time in the queue, less what was predicted on arrival",
+            "host",
+            buckets=_ERRORS_S,
         )
         self._tokens = self._counter(
             "sollol_tokens", "Tokens as hosts counted them", "host", "direction"
@@ -70,7 +93,13 @@ class Metrics:
         self._in_flight = self._gauge("sollol_in_flight", "Jobs in flight", "host")
         self._slots = self._gauge("sollol_host_slots", "Jobs one model runs at once", "host")
         self._resident = self._gauge("sollol_resident_models", "Models in memory", "host")
+        self._plan_faults = Counter(
+            "sollol_plan_faults",
+            "Times the policy raised, or named a host that may not take the job",
+            registry=self.registry,
+        )
         self._failures_seen: dict[str, int] = {}
+        self._plan_faults_seen = 0
 
     def observe(self, record: RequestRecord) -> None:
         """Count one finished request."""
@@ -82,24 +111,41 @@ class Metrics:
             self._first_byte.labels(route).observe(record.first_byte_s)
         if record.priority:
             self._queue_wait.labels(str(record.priority)).observe(record.queue_s)
-        for host_id, _ in record.failures:
-            self._attempts.labels(host_id, "failed").inc()
-        if record.decision is None:
-            return
-        host_id = record.decision.host_id
-        if record.answered_by_host:
-            self._attempts.labels(host_id, "answered").inc()
-        if record.observation is not None:
+        self._count_attempts(record)
+        self._compare(record)
+        if record.decision is not None and record.observation is not None:
             for direction, tokens in (
                 ("prompt", record.observation.prompt_tokens),
                 ("output", record.observation.output_tokens),
             ):
                 if tokens:
-                    self._tokens.labels(host_id, direction).inc(tokens)
+                    self._tokens.labels(record.decision.host_id, direction).inc(tokens)
+
+    def _count_attempts(self, record: RequestRecord) -> None:
+        failed = [host_id for host_id, _ in record.failures if host_id not in record.skipped]
+        answered = set(record.hosts)
+        if record.decision is not None and record.answered_by_host:
+            answered.add(record.decision.host_id)
+        for host_id in failed:
+            self._attempts.labels(host_id, "failed").inc()
+        for host_id in answered:
+            self._attempts.labels(host_id, "answered").inc()
+
+    def _compare(self, record: RequestRecord) -> None:
+        """Count how near the predictions came."""
+        if record.decision is None:
+            return
+        host_id = record.decision.host_id
+        if (ratio := total_ratio(record)) is not None:
+            self._total_ratio.labels(host_id).observe(ratio)
+        if (error_s := wait_error_s(record)) is not None:
+            self._wait_error.labels(host_id).observe(error_s)
 
     def render(self, snapshot: Snapshot) -> bytes:
         """The page, gauges set from a snapshot."""
         self._active.set(sum(host.in_flight for host in snapshot.hosts))
+        self._plan_faults.inc(snapshot.plan_faults - self._plan_faults_seen)
+        self._plan_faults_seen = snapshot.plan_faults
         for priority in range(1, 11):
             depth = snapshot.waiting_by_priority.get(priority, 0)
             self._queue_depth.labels(str(priority)).set(depth)
@@ -128,5 +174,28 @@ class Metrics:
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(name, text, labels, registry=self.registry)
 
-    def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
-        return Histogram(name, text, labels, registry=self.registry, buckets=_SECONDS)
+    def _histogram(
+        self, name: str, text: str, *labels: str, buckets: Sequence[float] = _SECONDS
+    ) -> Histogram:
+        return Histogram(name, text, labels, registry=self.registry, buckets=buckets)
+
+
+def total_ratio(record: RequestRecord) -> float | None:
+    """Real ÷ predicted time from dispatch to end; None where there is nothing to compare."""
+    decision, seen = record.decision, record.observation
+    if record.outcome is not Outcome.COMPLETED or decision is None or seen is None:
+        return None
+    if not decision.predicted_total_s or seen.total_s is None:
+        return None
+    return seen.total_s / decision.predicted_total_s
+
+
+def wait_error_s(record: RequestRecord) -> float | None:
+    """Real less predicted time in the queue; None where there is nothing to compare.
+
+    A request that was tried twice has waited for reasons that nobody could foresee.
+    """
+    decision = record.decision
+    if decision is None or decision.predicted_wait_s is None or record.attempts != 1:
+        return None
+    return decision.waited_s - decision.predicted_wait_s

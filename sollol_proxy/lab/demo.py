@@ -6,6 +6,7 @@ ones of different speeds. They run as child processes and end with the proxy.
 
 from __future__ import annotations
 
+import argparse
 import socket
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from sollol_proxy.config.schema import Config
+from sollol_proxy.config.schema import Config, split_listen
 from sollol_proxy.lab.engine import CHAT_MODEL, available, spawned_engine
 from sollol_proxy.lab.process import Child, ChildFailed
 from sollol_proxy.lab.simhost import SimModel, preset, spawned_simhost
@@ -40,6 +41,30 @@ class _Member:
     id: str
     child: Child
     settings: dict[str, Any]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to a parser."""
+    parser.add_argument(
+        "--listen",
+        metavar="ADDRESS:PORT",
+        type=_address,
+        help="default: 127.0.0.1:11434, or the next port where that is taken",
+    )
+    parser.add_argument("--simulate", action="store_true", help="scripted hosts, no real model")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command; its exit code."""
+    return lifecycle.run(demo(arguments.listen, simulate=arguments.simulate))
+
+
+def _address(value: str) -> str:
+    try:
+        split_listen(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{value!r} {error}") from None
+    return value
 
 
 async def demo(

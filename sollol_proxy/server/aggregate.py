@@ -52,6 +52,15 @@ async def handle(request: web.Request, route: Route) -> web.StreamResponse:
     return await _chunked(request, reply, headers)
 
 
+def is_clouds(request: web.Request, route: Route) -> bool:
+    """Whether the request is about a model that no host has and Ollama's cloud runs."""
+    if route.path != "/v1/models/:model":
+        return False
+    name = unquote(request.rel_url.raw_path.removeprefix("/v1/models/"))
+    lists = request.app[SERVICES].dispatcher.lists
+    return names.is_cloud(name) and not lists(names.canonical(name))
+
+
 def _root(services: Services, routable: Sequence[str], path: str) -> Reply:
     return replies.ROOT
 
@@ -111,7 +120,7 @@ def _served(services: Services, host_id: str) -> Document:
             model
             for model in (models if isinstance(models, list) else [])
             if isinstance(model, Mapping)
-            and spec.may_serve(names.canonical(str(model.get("name", ""))))
+            and spec.may_serve(names.stored(str(model.get("name", ""))))
         ],
     }
 

@@ -6,7 +6,7 @@ These are two questions: a slow pool is still serving, and a pool without alerts
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -14,6 +14,10 @@ from sollol_proxy.config.schema import AlertsSection
 from sollol_proxy.core.snapshots import HostSnapshot, Snapshot
 from sollol_proxy.core.types import HostState
 from sollol_proxy.server.figures import before, duration, percent, plural
+from sollol_proxy.server.links import LINKS
+from sollol_proxy.server.models_view import drifting
+
+_NAMED_DRIFTS = 3
 
 
 class Standing(StrEnum):
@@ -29,10 +33,15 @@ class Standing(StrEnum):
 
 
 class Severity(StrEnum):
-    """How urgent an alert is: a critical one means that hosts are out, not that they are slow."""
+    """How urgent an alert is, the most urgent first.
 
-    WARNING = "warning"
+    A critical one means that hosts are out, not that they are slow; an info only that somebody
+    should know.
+    """
+
     CRITICAL = "critical"
+    WARNING = "warning"
+    INFO = "info"
 
 
 class AlertKind(StrEnum):
@@ -45,14 +54,17 @@ class AlertKind(StrEnum):
     SUCCESS_RATIO = "success_ratio"
     QUEUE_DEPTH = "queue_depth"
     QUEUE_WAIT = "queue_wait"
+    PLAN_FAULTS = "plan_faults"
+    DRIFT = "drift"
 
 
 @dataclass(frozen=True, slots=True)
 class Alert:
     """One thing that is out of bounds.
 
-    subject: a host's id, `queue` or `pool`.
+    subject: a host's id, `queue`, `policy` or `pool`.
     since: ISO 8601 UTC; when it began where that is known, else when it was seen.
+    href: the page of ours that says more; empty = none.
     """
 
     severity: Severity
@@ -60,6 +72,7 @@ class Alert:
     subject: str
     message: str
     since: str
+    href: str = ""
 
 
 def standing(snapshot: Snapshot) -> Standing:
@@ -75,14 +88,15 @@ def standing(snapshot: Snapshot) -> Standing:
 
 
 def alerts(snapshot: Snapshot, section: AlertsSection, now_iso: str) -> tuple[Alert, ...]:
-    """Everything that is out of bounds, critical ones first.
+    """Everything that is out of bounds, the most urgent first.
 
     A threshold that is reached counts as passed; a success ratio has to be below its own.
     """
     found = [*_pool_alerts(snapshot, section, now_iso)]
     for host in snapshot.hosts:
         found += _host_alerts(host, section, now_iso)
-    return tuple(sorted(found, key=lambda alert: alert.severity is not Severity.CRITICAL))
+    order = list(Severity)
+    return tuple(sorted(found, key=lambda alert: order.index(alert.severity)))
 
 
 def states_in_words(snapshot: Snapshot) -> str:
@@ -113,6 +127,23 @@ def _pool_alerts(snapshot: Snapshot, section: AlertsSection, now_iso: str) -> It
         )
         since = before(now_iso, snapshot.oldest_wait_s - section.queue_wait)
         yield Alert(Severity.WARNING, AlertKind.QUEUE_WAIT, "queue", text, since)
+    if snapshot.plan_faults:
+        text = (
+            f"{plural(snapshot.plan_faults, 'plan')} of {snapshot.policy} refused since the start: "
+            "it raised, or named a host that may not take the job"
+        )
+        yield Alert(Severity.WARNING, AlertKind.PLAN_FAULTS, "policy", text, now_iso)
+    names = drifting(host for host in snapshot.hosts if host.state.is_routable)
+    if names:
+        text = f"different models under one name: {_first(names)}"
+        yield Alert(Severity.INFO, AlertKind.DRIFT, "pool", text, now_iso, LINKS.models)
+
+
+def _first(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    shown = ", ".join(names[:_NAMED_DRIFTS])
+    more = len(names) - _NAMED_DRIFTS
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def _host_alerts(host: HostSnapshot, section: AlertsSection, now_iso: str) -> Iterable[Alert]:

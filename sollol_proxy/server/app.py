@@ -3,7 +3,7 @@
 guard       who may call: Host and Origin
 rescue      exceptions become answers; the request's record is closed
 /sollol/*   ours: control
-the rest    the API table: merged reads, or forward to a host
+the rest    the API table: merged reads, several hosts' work, or forward to a host
 """
 
 from __future__ import annotations
@@ -16,17 +16,20 @@ from random import Random
 
 from aiohttp import web
 
+from sollol_proxy.config.rules import scheduler_rules
 from sollol_proxy.config.schema import Config, split_listen
-from sollol_proxy.core.health import HealthRules
 from sollol_proxy.core.policies import make_policy
-from sollol_proxy.core.scheduler import Scheduler, SchedulerRules
+from sollol_proxy.core.scheduler import Scheduler
 from sollol_proxy.metrics import Metrics
 from sollol_proxy.ollama.access import Access
 from sollol_proxy.ollama.routes import Plan, find
-from sollol_proxy.server import aggregate, control, forward, templates
+from sollol_proxy.server import aggregate, bodies, control, forward, manage, templates
 from sollol_proxy.server.answers import tidy_headers
+from sollol_proxy.server.decision_log import DecisionLog
 from sollol_proxy.server.dispatcher import Dispatcher
 from sollol_proxy.server.journal import Journal
+from sollol_proxy.server.memory_file import Keeper, MemoryFile
+from sollol_proxy.server.operations import Operations
 from sollol_proxy.server.probes import Probes
 from sollol_proxy.server.rescue import guard, rescue
 from sollol_proxy.server.services import SERVICES, Services
@@ -51,11 +54,14 @@ def build_app(
 
     async def run_services(app: web.Application) -> AsyncIterator[None]:
         specs = [host.spec() for host in config.hosts]
-        scheduler = Scheduler(specs, policy, _rules(config), rng=rng, now=clock())
+        scheduler = Scheduler(specs, policy, scheduler_rules(config), rng=rng, now=clock())
         session = make_session(config.limits.connect)
         dispatcher = Dispatcher(scheduler, clock, lambda host_id: probes.ask_now(host_id))
         probes = Probes(session, specs, config.probes, clock, dispatcher.report)
         metrics = Metrics()
+        operations = Operations()
+        decision_log = _decision_log(config, clock())
+        keeper = _keeper(config, dispatcher)
         app[SERVICES] = Services(
             config=config,
             hosts={spec.id: spec for spec in specs},
@@ -63,13 +69,19 @@ def build_app(
             session=session,
             dispatcher=dispatcher,
             probes=probes,
-            journal=Journal(config.limits.records, metrics, clock),
+            journal=Journal(config.limits.records, metrics, clock, decision_log),
             metrics=metrics,
+            operations=operations,
+            keeper=keeper,
             clock=clock,
         )
-        probes.start()
+        for started in (keeper, decision_log, probes):
+            if started is not None:
+                started.start()
         yield
-        await probes.stop()
+        for stopped in (operations, probes, keeper, decision_log):
+            if stopped is not None:
+                await stopped.stop()
         dispatcher.close()
         await session.close()
 
@@ -80,26 +92,30 @@ def build_app(
     for method, path, handler in control.ROUTES:
         app.router.add_route(method, path, handler)
     app.router.add_route("*", "/sollol/{rest:.*}", control.unknown)
-    app.router.add_route("*", "/{path:.*}", by_table)
+    app.router.add_route("*", "/{path:.*}", by_table, expect_handler=bodies.expect)
     return app
 
 
 async def by_table(request: web.Request) -> web.StreamResponse:
     """Answer by the API table; what it does not know goes to a host."""
     route = find(request.method, request.rel_url.raw_path)
-    if route.plan is Plan.MERGE:
+    if route.plan is Plan.MERGE and not aggregate.is_clouds(request, route):
         return await aggregate.handle(request, route)
+    if route.plan is Plan.BROADCAST:
+        return await manage.handle(request, route)
     return await forward.handle(request, route)
 
 
-def _rules(config: Config) -> SchedulerRules:
-    retries, queue = config.retries, config.queue
-    return SchedulerRules(
-        max_waiting=queue.max_waiting,
-        ageing_s=queue.ageing,
-        no_host_wait_s=queue.no_host_wait,
-        health=HealthRules(retries.eject_after, retries.backoff, retries.backoff_max),
-    )
+def _decision_log(config: Config, now: float) -> DecisionLog | None:
+    if config.decision_log is None:
+        return None
+    return DecisionLog(config.decision_log, config.decision_log_size, now)
+
+
+def _keeper(config: Config, dispatcher: Dispatcher) -> Keeper | None:
+    if config.state is None:
+        return None
+    return Keeper(MemoryFile(config.state), dispatcher, config.state_interval)
 
 
 def _access(config: Config) -> Access:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
@@ -9,13 +10,18 @@ import aiohttp_jinja2
 from aiohttp import web
 
 from sollol_proxy import __version__
+from sollol_proxy.config.schema import Config
 from sollol_proxy.core.snapshots import Snapshot
 from sollol_proxy.metrics import CONTENT_TYPE
 from sollol_proxy.server import status, views
+from sollol_proxy.server.aggregate import SETTLE_S
 from sollol_proxy.server.alerts import Standing, alerts, standing
 from sollol_proxy.server.answers import to_json
+from sollol_proxy.server.models_page import ModelsPage, models_page
+from sollol_proxy.server.models_view import pool_models
 from sollol_proxy.server.request_page import RequestView, request_view
 from sollol_proxy.server.services import SERVICES
+from sollol_proxy.server.sync import sync
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -43,6 +49,15 @@ async def ready(request: web.Request) -> web.Response:
 async def hosts(request: web.Request) -> web.Response:
     """Every host with its state, load, models and learnt speeds."""
     return to_json({"hosts": [views.host_json(host) for host in _snapshot(request).hosts]})
+
+
+async def models(request: web.Request) -> web.StreamResponse:
+    """Every model on every host: a page for browsers, JSON for everybody else."""
+    services = request.app[SERVICES]
+    # Whoever has just pulled something wants to see it.
+    await services.probes.settle(SETTLE_S)
+    # Hosts times models may be many cells, and no stream should wait for them.
+    return await asyncio.to_thread(_models, request, services.config, _snapshot(request))
 
 
 async def stats(request: web.Request) -> web.Response:
@@ -105,7 +120,7 @@ async def page(request: web.Request) -> web.Response:
         services.config.alerts,
         _now_iso(),
         __version__,
-        f"{request.scheme}://{request.host}",
+        _base_url(request),
     )
     return _render(request, "status.html", view)
 
@@ -123,6 +138,8 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/sollol/hosts", hosts),
     ("POST", "/sollol/hosts/{id}/drain", drain_host),
     ("POST", "/sollol/hosts/{id}/resume", resume_host),
+    ("POST", "/sollol/hosts/{id}/sync", sync),
+    ("GET", "/sollol/models", models),
     ("GET", "/sollol/stats", stats),
     ("GET", "/sollol/requests", requests),
     ("GET", "/sollol/requests/{id}", one_request),
@@ -134,6 +151,14 @@ async def unknown(request: web.Request) -> web.Response:
     """Anything else under `/sollol/`: never a host's business."""
     paths = [path for method, path, _ in ROUTES if method == "GET"]
     return to_json({"error": f"no {request.method} {request.path[:100]}", "try": paths}, status=404)
+
+
+def _models(request: web.Request, config: Config, snapshot: Snapshot) -> web.Response:
+    pool = pool_models(snapshot, config)
+    if not _wants_html(request):
+        return to_json(views.models_json(pool))
+    view = models_page(pool, _now_iso(), __version__, _base_url(request))
+    return _render(request, "models.html", view)
 
 
 def _set_draining(request: web.Request, is_draining: bool) -> web.Response:
@@ -148,7 +173,7 @@ def _set_draining(request: web.Request, is_draining: bool) -> web.Response:
 
 
 def _render(
-    request: web.Request, template: str, view: status.PageView | RequestView
+    request: web.Request, template: str, view: status.PageView | RequestView | ModelsPage
 ) -> web.Response:
     response = aiohttp_jinja2.render_template(template, request, {"page": view})
     response.headers["Cache-Control"] = "no-store"
@@ -157,6 +182,10 @@ def _render(
 
 def _wants_html(request: web.Request) -> bool:
     return "text/html" in request.headers.get("Accept", "")
+
+
+def _base_url(request: web.Request) -> str:
+    return f"{request.scheme}://{request.host}"
 
 
 def _snapshot(request: web.Request) -> Snapshot:

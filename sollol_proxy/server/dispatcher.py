@@ -2,13 +2,16 @@
 
 The scheduler decides in plain calls; here those who wait for a decision are woken, refusals
 become exceptions, and the slot of a job comes back when its `lease` block is left, whichever way.
+How far running streams have come is read off their counters now and then, all at one time: no
+chunk of an answer calls the scheduler.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
+from typing import Any
 
 from sollol_proxy.core.scheduler import Scheduler
 from sollol_proxy.core.snapshots import Snapshot
@@ -18,6 +21,7 @@ from sollol_proxy.core.types import (
     Dispatch,
     Effect,
     HostReport,
+    InstalledModel,
     Job,
     Observation,
     Outcome,
@@ -33,6 +37,7 @@ from sollol_proxy.errors import (
     QueueFull,
     Refused,
 )
+from sollol_proxy.server.sampler import SAMPLE_EVERY_S, Sampler
 
 _REFUSALS: dict[Outcome, type[Refused]] = {
     Outcome.REJECTED_QUEUE_FULL: QueueFull,
@@ -50,10 +55,12 @@ class Lease:
         self,
         decision: Decision,
         on_first_byte: Callable[[], None],
+        on_stream: Callable[[Callable[[], int]], None],
         on_release: Callable[[Lease], None],
     ) -> None:
         self.decision = decision
         self._on_first_byte = on_first_byte
+        self._on_stream = on_stream
         self._on_release = on_release
         self._is_released = False
         self._scope: asyncio.Timeout | None = None
@@ -84,6 +91,10 @@ class Lease:
         """Tell the scheduler that a good answer has begun."""
         self._on_first_byte()
 
+    def streams(self, tokens: Callable[[], int]) -> None:
+        """The answer comes bit by bit. tokens: how many there are by now; asked until the end."""
+        self._on_stream(tokens)
+
     def done(
         self, result: AttemptResult, observation: Observation | None = None, detail: str = ""
     ) -> None:
@@ -104,6 +115,7 @@ class Dispatcher:
     """Runs a scheduler in an event loop.
 
     clock: monotonic seconds. on_probe: called with a host id when the scheduler wants it asked.
+    sample_every_s: between two looks at the running streams.
     """
 
     def __init__(
@@ -111,12 +123,15 @@ class Dispatcher:
         scheduler: Scheduler,
         clock: Callable[[], float],
         on_probe: Callable[[str], None],
+        *,
+        sample_every_s: float = SAMPLE_EVERY_S,
     ) -> None:
         self._scheduler = scheduler
         self._clock = clock
         self._on_probe = on_probe
         self._waiting: dict[str, asyncio.Future[Decision]] = {}
         self._leases: dict[str, Lease] = {}
+        self._sampler = Sampler(self._progress, sample_every_s)
         self._timer: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
         self._idle.set()
@@ -134,6 +149,7 @@ class Dispatcher:
         lease = Lease(
             await self._wait(job),
             lambda: self._first_byte(job.id),
+            lambda tokens: self._sampler.add(job.id, tokens),
             lambda lease: self._finish(job.id, lease),
         )
         self._leases[job.id] = lease
@@ -165,6 +181,26 @@ class Dispatcher:
         """Ids of the hosts that may be given jobs, in the order of the pool."""
         return self._scheduler.routable()
 
+    def holders(self, model: str) -> list[str]:
+        """Ids of the routable hosts that have the model, in the order of the pool."""
+        return self._scheduler.holders(model)
+
+    def inventory(self) -> Mapping[str, Mapping[str, InstalledModel]]:
+        """What every host, up or down, was last known to have: id → canonical name → model."""
+        return self._scheduler.inventory()
+
+    def is_remote(self, model: str) -> bool:
+        """Whether the routable hosts list the model only as one that runs elsewhere."""
+        return self._scheduler.is_remote(model)
+
+    def is_ejected(self, host_id: str) -> bool:
+        """Whether a host is out after failures."""
+        return self._scheduler.is_ejected(host_id)
+
+    def spelling(self, model: str) -> str:
+        """A model's name as a host that has it writes it; empty when none does."""
+        return self._scheduler.spelling(model)
+
     def has_alternative(self, job: Job, host_id: str) -> bool:
         """Whether another routable host could take the job."""
         return self._scheduler.has_alternative(job, host_id)
@@ -187,8 +223,25 @@ class Dispatcher:
             return False
         return True
 
+    def learnt(self) -> dict[str, Any]:
+        """What is worth keeping over a restart, as JSON-able values."""
+        return self._scheduler.memory.export()
+
+    def restore(self, learnt: object) -> None:
+        """Take over what `learnt` gave; all of it or, if it is something else, nothing.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        self._scheduler.memory.restore(learnt)
+
+    def forget(self) -> None:
+        """Begin anew, as if nothing had ever been learnt."""
+        self._scheduler.memory.forget()
+
     def close(self) -> None:
-        """Stop the timer."""
+        """Stop the timers."""
+        self._sampler.close()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -220,8 +273,16 @@ class Dispatcher:
     def _first_byte(self, job_id: str) -> None:
         self._apply(self._scheduler.first_byte(job_id, self._clock()))
 
+    def _progress(self, tokens: Mapping[str, int]) -> None:
+        now = self._clock()
+        effects: list[Effect] = []
+        for job_id, count in tokens.items():
+            effects += self._scheduler.progress(job_id, count, now)
+        self._apply(effects)
+
     def _finish(self, job_id: str, lease: Lease) -> None:
         del self._leases[job_id]
+        self._sampler.remove(job_id)
         effects = self._scheduler.finish(
             job_id,
             lease.result or AttemptResult.FAILED,

@@ -28,7 +28,11 @@ MAX_MODEL_KEPT = 200
 
 @dataclass(slots=True)
 class Exchange:
-    """What is known of a request so far. `arrived_s` and the `_s` fields: monotonic clock."""
+    """What is known of a request so far. `arrived_s` and the `_s` fields: monotonic clock.
+
+    rewrote: what the proxy changed in the body on its way to the host.
+    targets: hosts that are to carry the request out, where it is more than one host's; else 0.
+    """
 
     id: str
     started_at: str
@@ -42,6 +46,9 @@ class Exchange:
     decision: Decision | None = None
     attempts: int = 0
     failures: list[tuple[str, str]] = field(default_factory=list)
+    hosts: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    targets: int = 0
     queue_s: float = 0.0
     waiting_since_s: float | None = None
     first_byte_s: float | None = None
@@ -50,6 +57,7 @@ class Exchange:
     answered_by_host: bool = False
     outcome: Outcome = Outcome.CLIENT_GONE
     detail: str = ""
+    rewrote: str = ""
     observation: Observation | None = None
 
     @classmethod
@@ -84,7 +92,8 @@ class Exchange:
             priority=self.priority,
             attempts=self.attempts,
             queue_s=self.queue_s,
-        )
+            rewrote=self.rewrote,
+        ) | headers.parts(self.hosts, self.failures, self.targets)
 
     def close(self, now: float) -> RequestRecord:
         """The record of the request as it stands now: final when it is over."""
@@ -107,6 +116,8 @@ class Exchange:
             stream=facts.stream,
             decision=self.decision,
             failures=tuple(self.failures),
+            hosts=tuple(self.hosts),
+            skipped=tuple(self.skipped),
             attempts=self.attempts,
             queue_s=self.queue_s + waits_s,
             first_byte_s=self.first_byte_s,

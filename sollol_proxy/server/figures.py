@@ -9,6 +9,8 @@ from datetime import UTC, datetime, timedelta
 NOTHING = "–"
 """Shown where there is no number."""
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
 
 def duration(seconds: float | None) -> str:
     """`840 ms`, `4.2 s`, `42 s`, `3 min 20 s`, `5 h 12 min`, `3 d 4 h`."""
@@ -87,6 +89,17 @@ def instant(iso: str) -> datetime | None:
         return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
     except (ValueError, OverflowError):
         return None
+
+
+def instant_iso(since_1970_ns: int) -> str | None:
+    """An instant as ISO 8601 UTC, to the second; None for what is unknown: zero, or no date."""
+    if since_1970_ns <= 0:
+        return None
+    try:
+        moment = _EPOCH + timedelta(seconds=since_1970_ns // 10**9)
+    except OverflowError:
+        return None
+    return moment.isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def before(now_iso: str, seconds: float) -> str:

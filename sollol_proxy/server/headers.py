@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 
 from multidict import CIMultiDict
 
@@ -62,7 +62,8 @@ def routing(
     priority: int,
     attempts: int,
     queue_s: float,
-) -> Mapping[str, str]:
+    rewrote: str = "",
+) -> dict[str, str]:
     """What was decided, as response headers. Queue time is in seconds."""
     fields = {
         REQUEST_ID: request_id,
@@ -72,6 +73,8 @@ def routing(
         "X-SOLLOL-Attempts": str(attempts),
         "X-SOLLOL-Queue-Time": f"{queue_s:.3f}",
     }
+    if rewrote:
+        fields["X-SOLLOL-Rewrote"] = printable(rewrote)
     if decision is not None:
         fields["X-SOLLOL-Host"] = printable(decision.host_id)
         fields["X-SOLLOL-Policy"] = decision.policy
@@ -80,6 +83,19 @@ def routing(
         elif decision.policy != "pass":
             fields["X-SOLLOL-Cost"] = f"{decision.cost.total:.3f}"
         fields["X-SOLLOL-Reason"] = printable(decision.reason)
+    return fields
+
+
+def parts(
+    hosts: Sequence[str], failures: Sequence[tuple[str, str]], targets: int
+) -> dict[str, str]:
+    """How many of several hosts did their part, and which did not; empty where one was asked."""
+    if not targets:
+        return {}
+    fields = {"X-SOLLOL-Hosts": f"{len(hosts)}/{targets}"}
+    if failures:
+        names = dict.fromkeys(host_id for host_id, _ in failures)
+        fields["X-SOLLOL-Failed-Hosts"] = printable(", ".join(names))
     return fields
 
 

@@ -11,16 +11,29 @@ import structlog
 from sollol_proxy import logs
 from sollol_proxy.core.types import RequestRecord
 from sollol_proxy.metrics import Metrics
+from sollol_proxy.server.calibration import Calibration
+from sollol_proxy.server.decision_log import DecisionLog
 from sollol_proxy.server.exchange import Exchange
 
 
 class Journal:
-    """Running requests, the last `limit` finished ones, and the door to metrics and log."""
+    """Running requests, the last `limit` finished ones, and the door to metrics and logs.
 
-    def __init__(self, limit: int, metrics: Metrics, clock: Callable[[], float]) -> None:
+    calibration: how near the predictions of finished requests came.
+    """
+
+    def __init__(
+        self,
+        limit: int,
+        metrics: Metrics,
+        clock: Callable[[], float],
+        decision_log: DecisionLog | None = None,
+    ) -> None:
+        self.calibration = Calibration()
         self._limit = limit
         self._metrics = metrics
         self._clock = clock
+        self._decision_log = decision_log
         self._running: dict[str, Exchange] = {}
         self._finished: dict[str, RequestRecord] = {}
         self._order: deque[str] = deque()
@@ -39,6 +52,9 @@ class Journal:
         self._order.append(record.id)
         self._finished[record.id] = record
         self._metrics.observe(record)
+        self.calibration.add(record)
+        if self._decision_log is not None:
+            self._decision_log.add(record, exchange.facts, exchange.arrived_s)
         logs.access(self._log, record)
 
     def running(self, request_id: str) -> RequestRecord | None:

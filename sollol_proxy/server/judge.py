@@ -52,10 +52,10 @@ def of_failure(failure: AttemptFailed) -> Verdict:
 async def judge(upstream: Upstream, route: Route, job: Job) -> Verdict:
     """An attempt with an answer.
 
-    A 404 where our inventory lists the model means that the inventory is stale, unless it is the
-    plain text of a route that an older Ollama lacks; both are another host's turn. Jobs that need
-    no model are there to pass on what a host says (Ollama's cloud may be down, a name unknown):
-    no status of theirs is the host's fault.
+    A 404 where our inventory lists the model means that the inventory is stale; one in plain text
+    comes from Ollama's router, whose version lacks the route. Both are another host's turn. Jobs
+    that need no model are there to pass on what a host says (Ollama's cloud may be down, a name
+    unknown): no status of theirs is the host's fault.
 
     Raises:
         AttemptFailed: the connection ended within an error answer.
@@ -63,6 +63,9 @@ async def judge(upstream: Upstream, route: Route, job: Job) -> Verdict:
     status = upstream.status
     if status < 400:
         return GOOD
+    if status == 404 and upstream.content_type.startswith("text/plain"):
+        detail = f"HTTP 404: this version of Ollama has no {route.path}"
+        return Verdict(AttemptResult.ROUTE_MISSING, may_retry=True, detail=detail)
     if not job.kind.needs_model or (status < 500 and status != 404):
         return Verdict(AttemptResult.REFUSED, detail=f"HTTP {status}")
     try:
@@ -71,9 +74,7 @@ async def judge(upstream: Upstream, route: Route, job: Job) -> Verdict:
         raise AttemptFailed(error.host_id, Phase.BODY, error.detail) from error
     detail = f"HTTP {status}: {body[:_SHOWN].decode('utf-8', 'replace').strip()}"
     if status == 404:
-        route_missing = upstream.content_type.startswith("text/plain")
-        result = AttemptResult.REFUSED if route_missing else AttemptResult.MODEL_MISSING
-        return Verdict(result, may_retry=True, detail=detail)
+        return Verdict(AttemptResult.MODEL_MISSING, may_retry=True, detail=detail)
     if _CLIENT_ERRORS_AS_500.search(body):
         return Verdict(AttemptResult.REFUSED, detail=detail)
     return Verdict(AttemptResult.FAILED, may_retry=True, detail=detail)

@@ -7,8 +7,9 @@ import errno
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -19,14 +20,27 @@ from sollol_proxy import __version__, logs
 from sollol_proxy.config.schema import Config, split_listen
 from sollol_proxy.errors import ConfigError, ConfigProblem
 from sollol_proxy.server.app import build_app
+from sollol_proxy.server.protocol import MAX_HEADERS, Runner
 from sollol_proxy.server.services import SERVICES
 from sollol_proxy.server.upstream import MAX_HEADER_BYTES
+
+try:
+    import uvloop
+except ImportError:  # Windows, PyPy
+    _run: Callable[[Coroutine[Any, Any, int]], int] = asyncio.run
+else:
+    _run = uvloop.run
 
 KEEP_ALIVE_S = 3600.0
 """Ollama keeps idle connections for ever; an hour is longer than any client library does."""
 
 BACKLOG = 4096
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def run(work: Coroutine[Any, Any, int]) -> int:
+    """Run a process's main work in an event loop of its own; the exit code it ends with."""
+    return _run(work)
 
 
 async def serve(config: Config, *, ready: Callable[[str], None] | None = None) -> int:
@@ -76,9 +90,9 @@ def make_runner(app: web.Application) -> web.AppRunner:
 
     `handler_cancellation` is off in aiohttp by default, and without it a client that leaves
     during a long prefill would be noticed only at its host's first byte. Bodies are not decoded:
-    what a client has compressed is for the host to refuse, as Ollama does.
+    what a client has compressed is for the host to read or to refuse, as Ollama does.
     """
-    return web.AppRunner(
+    return Runner(
         app,
         handler_cancellation=True,
         handle_signals=False,
@@ -88,6 +102,7 @@ def make_runner(app: web.Application) -> web.AppRunner:
         shutdown_timeout=1.0,
         max_line_size=MAX_HEADER_BYTES,
         max_field_size=MAX_HEADER_BYTES,
+        max_headers=MAX_HEADERS,
     )
 
 

@@ -16,6 +16,7 @@ class Links:
     status: str = "/sollol/"
     hosts: str = "/sollol/hosts"
     stats: str = "/sollol/stats"
+    models: str = "/sollol/models"
     requests: str = "/sollol/requests"
     metrics: str = "/metrics"
 
@@ -26,3 +27,8 @@ LINKS = Links()
 def request_href(request_id: str) -> str:
     """The page of one request."""
     return f"{LINKS.requests}/{quote(request_id, safe='')}"
+
+
+def sync_href(host_id: str) -> str:
+    """Where a POST brings a host up to date."""
+    return f"{LINKS.hosts}/{quote(host_id, safe='')}/sync"

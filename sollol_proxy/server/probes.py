@@ -88,6 +88,17 @@ class Probes:
         self._awaited[host_id] = self._begun[host_id] + 1
         self._kicks[host_id].set()
 
+    def same_version(self, host_id: str) -> frozenset[str]:
+        """The hosts that say they run the same release, this one included.
+
+        Development builds all call themselves 0.0.0 and may be of any age: each is its own.
+        """
+        version = self.documents[host_id].version
+        if version in ("", merge.DEVELOPMENT_VERSION):
+            return frozenset({host_id})
+        documents = self.documents.items()
+        return frozenset(other for other, known in documents if known.version == version)
+
     async def settle(self, limit_s: float) -> None:
         """Wait for the questions asked out of turn, or until `limit_s` is over."""
         if self._awaited:
@@ -100,10 +111,12 @@ class Probes:
     async def refresh_inventory(self) -> None:
         """Ask all hosts for their models and wait for those that answer in time.
 
-        Does nothing within a second of the last time, so that odd names cost the hosts little.
+        Within a second of the last time it waits only for what is being asked already, so that
+        odd names cost the hosts little.
         """
         now = self._clock()
         if now - self._refreshed_s < REFRESH_GAP_S:
+            await self.settle(self._section.timeout)
             return
         self._refreshed_s = now
         for host_id in self._hosts:

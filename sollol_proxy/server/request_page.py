@@ -9,10 +9,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from sollol_proxy.core.types import Cost, Decision, RequestRecord
+from sollol_proxy.core.types import Cost, Decision, JobKind, RequestRecord
 from sollol_proxy.server.figures import NOTHING, count, duration, figure, share, size
 from sollol_proxy.server.links import LINKS, Links
-from sollol_proxy.server.request_row import Fact, RequestRow, Tone, price, request_row
+from sollol_proxy.server.request_row import (
+    Fact,
+    RequestRow,
+    Tone,
+    is_spread,
+    parts_in_words,
+    price,
+    request_row,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +58,22 @@ class CandidateRow:
 
 
 @dataclass(frozen=True, slots=True)
+class PartRow:
+    """What one of several hosts did. text: `done`, or why it did not."""
+
+    host: str
+    is_done: bool
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class RequestView:
-    """Everything the page of one request shows. candidates: the chosen host first."""
+    """Everything the page of one request shows.
+
+    lead: in place of the chosen host, where there is none.
+    candidates: the chosen host first.
+    parts: where several hosts were to carry it out; those that did not come first.
+    """
 
     is_running: bool
     version: str
@@ -59,7 +81,8 @@ class RequestView:
     row: RequestRow
     heading: str
     took_label: str
-    no_host: str
+    is_spread: bool
+    lead: str
     request_line: str
     detail: str
     policy: str
@@ -67,6 +90,7 @@ class RequestView:
     facts: tuple[Fact, ...]
     columns: tuple[str, ...]
     candidates: tuple[CandidateRow, ...]
+    parts: tuple[PartRow, ...]
 
 
 def request_view(record: RequestRecord, version: str, *, is_running: bool = False) -> RequestView:
@@ -77,8 +101,9 @@ def request_view(record: RequestRecord, version: str, *, is_running: bool = Fals
     decision = record.decision
     row = request_row(record)
     if is_running:
-        reason = row.reason or "Not yet: the request is being read, or waits in the queue."
+        reason = row.reason or _not_yet(record)
         row = replace(row, outcome="running", tone=Tone.QUIET, reason=reason)
+    parts = _parts(record) if is_spread(record) else ()
     columns, candidates = _candidates(decision) if decision else ((), ())
     return RequestView(
         is_running=is_running,
@@ -87,16 +112,37 @@ def request_view(record: RequestRecord, version: str, *, is_running: bool = Fals
         row=row,
         heading=row.outcome.capitalize(),
         took_label="So far" if is_running else "Took",
-        no_host="No host yet" if is_running else "No host was chosen",
+        is_spread=is_spread(record),
+        lead=_lead(record, is_running=is_running),
         request_line=f"{record.method} {record.path}",
-        # Without a decision the detail is the reason, and the row has it.
-        detail=record.detail if decision else "",
+        # Where neither a policy nor the parts give a reason the row has the detail as its own.
+        detail=record.detail if decision or parts else "",
         policy=decision.policy if decision else NOTHING,
         timeline=_timeline(record, is_running=is_running),
         facts=_facts(record, is_running=is_running),
         columns=columns,
         candidates=candidates,
+        parts=parts,
     )
+
+
+def _not_yet(record: RequestRecord) -> str:
+    if record.kind is JobKind.MANAGE:
+        return "Under way. Which hosts have done it is told at the end."
+    return "Not yet: the request is being read, or waits in the queue."
+
+
+def _lead(record: RequestRecord, *, is_running: bool) -> str:
+    if is_spread(record) and (record.hosts or record.failures):
+        return parts_in_words(record).capitalize()
+    if is_running:
+        return "No host yet"
+    return "No host was asked" if is_spread(record) else "No host was chosen"
+
+
+def _parts(record: RequestRecord) -> tuple[PartRow, ...]:
+    failed = [PartRow(host, False, reason) for host, reason in record.failures]
+    return (*failed, *(PartRow(host, True, "done") for host in record.hosts))
 
 
 def _candidates(decision: Decision) -> tuple[tuple[str, ...], tuple[CandidateRow, ...]]:
@@ -132,12 +178,12 @@ def _term_cells(cost: Cost, columns: Sequence[str]) -> tuple[TermCell, ...]:
 
 
 def _timeline(record: RequestRecord, *, is_running: bool) -> tuple[Segment, ...]:
-    """Queue, then until the first byte, then the answer."""
+    """Queue, then until the first byte, then the answer; several hosts need no queue."""
     marks = _marks(record, is_running=is_running)
     whole = max(mark for mark in marks if not math.isnan(mark))
     names = ("queue", "first", "answer")
     labels = ("in the queue", "to the first byte", "answer")
-    return tuple(
+    segments = tuple(
         Segment(
             name=name,
             label=label,
@@ -147,6 +193,7 @@ def _timeline(record: RequestRecord, *, is_running: bool) -> tuple[Segment, ...]
         )
         for name, label, start, end in zip(names, labels, marks, marks[1:], strict=False)
     )
+    return segments[1:] if is_spread(record) else segments
 
 
 def _marks(record: RequestRecord, *, is_running: bool) -> list[float]:
@@ -164,18 +211,17 @@ def _marks(record: RequestRecord, *, is_running: bool) -> list[float]:
 
 def _facts(record: RequestRecord, *, is_running: bool) -> tuple[Fact, ...]:
     seen = record.observation
-    answered_by = "the host" if record.answered_by_host else NOTHING if is_running else "the proxy"
+    hosts = "the hosts" if is_spread(record) else "the host"
+    answered_by = hosts if record.answered_by_host else NOTHING if is_running else "the proxy"
     no_status = "none yet" if is_running else "client left before one"
     facts = [
         Fact("Model", record.model or NOTHING),
         Fact("Kind", record.kind),
-        Fact("Task type", record.task_type),
-        Fact("Complexity", record.complexity),
-        Fact("Priority", str(record.priority)),
+        *_scheduling_facts(record),
         Fact("Status", str(record.status) if record.status else no_status),
         Fact("Answered by", answered_by),
         Fact("Streamed", "yes" if record.stream else "no"),
-        Fact("Attempts", count(record.attempts)),
+        Fact("Hosts asked" if is_spread(record) else "Attempts", count(record.attempts)),
         Fact("Body in", size(record.body_bytes_in)),
         # Counted when the answer has ended.
         Fact("Body out", NOTHING if is_running else size(record.body_bytes_out)),
@@ -191,4 +237,15 @@ def _facts(record: RequestRecord, *, is_running: bool) -> tuple[Fact, ...]:
         Fact("Prompt", duration(seen.prefill_s)),
         Fact("Output", duration(seen.decode_s)),
         Fact("Speed", NOTHING if speed is None else f"{figure(speed)} tokens/s"),
+    )
+
+
+def _scheduling_facts(record: RequestRecord) -> tuple[Fact, ...]:
+    """What a policy went by; nothing where there was none to ask."""
+    if record.kind.is_passed:
+        return ()
+    return (
+        Fact("Task type", record.task_type),
+        Fact("Complexity", record.complexity),
+        Fact("Priority", str(record.priority)),
     )

@@ -14,12 +14,14 @@ from sollol_proxy.metrics import Metrics
 from sollol_proxy.ollama.access import Access
 from sollol_proxy.server.dispatcher import Dispatcher
 from sollol_proxy.server.journal import Journal
+from sollol_proxy.server.memory_file import Keeper
+from sollol_proxy.server.operations import Operations
 from sollol_proxy.server.probes import Probes
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The application's parts. clock: monotonic seconds."""
+    """The application's parts. clock: monotonic seconds. keeper: None = nothing is kept on disk."""
 
     config: Config
     hosts: dict[str, HostSpec]
@@ -29,6 +31,8 @@ class Services:
     probes: Probes
     journal: Journal
     metrics: Metrics
+    operations: Operations
+    keeper: Keeper | None
     clock: Callable[[], float]
 
 

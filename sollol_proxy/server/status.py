@@ -64,10 +64,11 @@ class LearntView:
 
 @dataclass(frozen=True, slots=True)
 class AlertRow:
-    """An alert and the time of day it began."""
+    """An alert and the time of day it began. href: the page that says more; empty = none."""
 
     severity: Severity
     message: str
+    href: str
     since: str
     since_iso: str
 
@@ -131,7 +132,7 @@ def view(
         standing_word=words(word).capitalize(),
         sentence=_sentence(snapshot, word),
         alerts=tuple(
-            AlertRow(alert.severity, alert.message, clock(alert.since), alert.since)
+            AlertRow(alert.severity, alert.message, alert.href, clock(alert.since), alert.since)
             for alert in found[:_ALERT_ROWS]
         ),
         alerts_more=_more(len(found) - _ALERT_ROWS, "alert"),

@@ -13,10 +13,10 @@ from sollol_proxy.server.figures import (
     duration,
     figure,
     percent,
-    plural,
     share,
     size,
 )
+from sollol_proxy.server.models_view import disk_bytes
 
 _MOST_PIPS = 16
 """A model with more slots gets one continuous bar."""
@@ -48,7 +48,11 @@ class ModelLine:
 
 @dataclass(frozen=True, slots=True)
 class HostCard:
-    """One host. state: names the colour and the shape. retry: empty unless ejected."""
+    """One host.
+
+    state: names the colour and the shape. retry: empty unless ejected.
+    installed: the number of models and what they take on disk.
+    """
 
     id: str
     url: str
@@ -85,7 +89,7 @@ def host_card(host: HostSnapshot) -> HostCard:
         in_flight=count(host.in_flight),
         models=_model_lines(host),
         memory=_memory_bar(host),
-        installed=plural(len(host.installed), "model"),
+        installed=_installed(host),
         success=percent(host.success_ratio),
         round_trip=duration(host.round_trip_s),
         first_token=duration(host.first_token_s),
@@ -93,6 +97,11 @@ def host_card(host: HostSnapshot) -> HostCard:
         completed=count(host.completed),
         failures=count(host.failures),
     )
+
+
+def _installed(host: HostSnapshot) -> str:
+    number, on_disk = count(len(host.installed)), disk_bytes(host)
+    return f"{number} · {size(on_disk)}" if on_disk else number
 
 
 def _model_lines(host: HostSnapshot) -> tuple[ModelLine, ...]:

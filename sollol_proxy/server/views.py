@@ -8,6 +8,9 @@ from typing import Any
 from sollol_proxy.core.snapshots import HostSnapshot, LearntRow, Snapshot
 from sollol_proxy.core.types import Cost, Decision, Observation, RequestRecord
 from sollol_proxy.server.alerts import Alert, standing
+from sollol_proxy.server.calibration import CalibrationRow
+from sollol_proxy.server.figures import instant_iso
+from sollol_proxy.server.models_view import Copy, HostModels, PoolModel, PoolModels, disk_bytes
 
 Json = dict[str, Any]
 
@@ -31,6 +34,7 @@ def request_json(record: RequestRecord, *, is_running: bool = False) -> Json:
         "complexity": record.complexity.value,
         "priority": record.priority,
         "attempts": record.attempts,
+        "hosts": list(record.hosts),
         "failed_attempts": [
             {"host": host_id, "reason": reason} for host_id, reason in record.failures
         ],
@@ -98,12 +102,15 @@ def host_json(host: HostSnapshot) -> Json:
     }
 
 
-def stats_json(snapshot: Snapshot, alerts: Sequence[Alert]) -> Json:
-    """The pool at a glance: standing, queue, what was learnt, alerts."""
+def stats_json(
+    snapshot: Snapshot, alerts: Sequence[Alert], calibration: Sequence[CalibrationRow] = ()
+) -> Json:
+    """The pool at a glance: standing, queue, what was learnt, how near predictions came, alerts."""
     routable = [host for host in snapshot.hosts if host.state.is_routable]
     return {
         "standing": standing(snapshot).value,
         "policy": snapshot.policy,
+        "plan_faults": snapshot.plan_faults,
         "hosts": {"total": len(snapshot.hosts), "routable": len(routable)},
         "in_flight": sum(host.in_flight for host in snapshot.hosts),
         "queue": {
@@ -125,6 +132,7 @@ def stats_json(snapshot: Snapshot, alerts: Sequence[Alert]) -> Json:
             ],
         },
         "learnt": [_learnt_json(row) for row in snapshot.learnt],
+        "calibration": [_calibration_json(row) for row in calibration],
         "alerts": [
             {
                 "severity": alert.severity.value,
@@ -135,6 +143,60 @@ def stats_json(snapshot: Snapshot, alerts: Sequence[Alert]) -> Json:
             }
             for alert in alerts
         ],
+    }
+
+
+def models_json(pool: PoolModels) -> Json:
+    """Every model with its copies, and every host with what it has and lacks."""
+    return {
+        "models": [_model_json(model) for model in pool.models],
+        "hosts": [_host_models_json(host) for host in pool.hosts],
+    }
+
+
+def _model_json(model: PoolModel) -> Json:
+    return {
+        "name": model.name,
+        "copies": len(model.copies),
+        "size_bytes": model.size_bytes,
+        "disk_bytes": model.disk_bytes,
+        "digests": len(model.digests),
+        "drift": model.has_drift,
+        "hosts": [_copy_json(copy) for copy in model.copies],
+        "missing_on": list(model.missing_on),
+    }
+
+
+def _copy_json(copy: Copy) -> Json:
+    resident = copy.resident
+    return {
+        "host": copy.host.spec.id,
+        "state": copy.host.state.value,
+        "digest": copy.model.digest or None,
+        "size_bytes": copy.model.size_bytes,
+        "modified_at": instant_iso(copy.model.modified_ns),
+        "is_newest": copy.is_newest,
+        "is_remote": copy.model.is_remote,
+        "resident": None
+        if resident is None
+        else {
+            "size_bytes": resident.size_bytes,
+            "size_vram_bytes": resident.size_vram_bytes,
+            "context_length": resident.context_length or None,
+        },
+        "in_flight": copy.in_flight,
+    }
+
+
+def _host_models_json(host: HostModels) -> Json:
+    """A host that has not answered yet has null models: nobody knows."""
+    return {
+        "id": host.host.spec.id,
+        "state": host.host.state.value,
+        "models": len(host.host.installed) if host.is_known else None,
+        "disk_bytes": disk_bytes(host.host) if host.is_known else None,
+        "lacks": list(host.lacks),
+        "differs": list(host.differs),
     }
 
 
@@ -151,12 +213,24 @@ def _learnt_json(row: LearntRow) -> Json:
     }
 
 
+def _calibration_json(row: CalibrationRow) -> Json:
+    return {
+        "host": row.host_id,
+        "count": row.count,
+        "total_ratio_median": row.ratio_median,
+        "total_error_mean_s": row.total_error_s,
+        "wait_error_mean_s": row.wait_error_s,
+    }
+
+
 def _decision_json(decision: Decision) -> Json:
     return {
         "host": decision.host_id,
         "policy": decision.policy,
         **_cost_json(decision.cost),
         "waited_s": decision.waited_s,
+        "predicted_wait_s": decision.predicted_wait_s,
+        "predicted_total_s": decision.predicted_total_s,
         "reason": decision.reason,
         "alternatives": [
             {"host": candidate.host_id, **_cost_json(candidate.cost)}

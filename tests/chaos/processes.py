@@ -28,8 +28,15 @@ class ProxyProcess:
 
     def resident_bytes(self) -> int:
         """Memory of the process that is in RAM."""
+        return self._status_bytes("VmRSS")
+
+    def peak_bytes(self) -> int:
+        """The most that it has been."""
+        return self._status_bytes("VmHWM")
+
+    def _status_bytes(self, key: str) -> int:
         status = Path(f"/proc/{self.pid}/status").read_text()
-        line = next(line for line in status.splitlines() if line.startswith("VmRSS:"))
+        line = next(line for line in status.splitlines() if line.startswith(f"{key}:"))
         return int(line.split()[1]) * 1024
 
 

@@ -20,9 +20,9 @@ from tests.support import PATIENCE_S
 MIB = 2**20
 
 SLOW_CLIENTS = 8
-WORDY = "w" * 4000
-"""A model's name stands in every record: a long one makes few records weigh much."""
-RECORDS_EACH = 20_000
+WORDY = f"{'h' * 350}/{'n' * 80}/{'m' * 80}:{'t' * 80}"
+"""A model's name stands in every record: the longest there may be makes few records weigh much."""
+RECORDS_EACH = 150_000
 STILL_TURNS = 100
 """Round trips to the proxy without a record from the host, after which a stream stands still."""
 

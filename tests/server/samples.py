@@ -27,6 +27,7 @@ from sollol_proxy.core.types import (
     Term,
 )
 from sollol_proxy.server import templates
+from sollol_proxy.server.models_page import ModelsPage
 from sollol_proxy.server.request_page import RequestView
 from sollol_proxy.server.status import PageView
 
@@ -142,6 +143,10 @@ def request_html(page: RequestView) -> str:
     return _ENVIRONMENT.get_template("request.html").render(page=page)
 
 
+def models_html(page: ModelsPage) -> str:
+    return _ENVIRONMENT.get_template("models.html").render(page=page)
+
+
 def assert_harmless(page: Page, *, scripts: int) -> None:
     assert page.count("script") == scripts
     assert page.count("img") == 0
@@ -168,7 +173,9 @@ _hosts = st.builds(
     version=TEXTS,
     in_flight=_counts,
     in_flight_by_model=st.dictionaries(_models, st.integers(0, 2000), max_size=3),
-    installed=st.lists(st.builds(InstalledModel, name=_models), max_size=3).map(tuple),
+    installed=st.lists(
+        st.builds(InstalledModel, name=_models, digest=TEXTS, size_bytes=_counts), max_size=3
+    ).map(tuple),
     resident=st.lists(_resident, max_size=3).map(tuple),
     loading=st.lists(_models, max_size=2).map(tuple),
     completed=_counts,
@@ -185,6 +192,7 @@ SNAPSHOTS = st.builds(
     waiting=st.lists(st.builds(WaitingJob, job=_jobs, reason=TEXTS), max_size=3).map(tuple),
     learnt=st.lists(st.builds(LearntRow, model=_models, total=_spreads), max_size=3).map(tuple),
     is_draining=st.booleans(),
+    plan_faults=_counts,
 )
 _costs = st.builds(
     Cost,
@@ -206,7 +214,8 @@ RECORDS = st.builds(
     path=TEXTS,
     model=_models,
     decision=st.none() | _decisions,
-    failures=st.lists(st.tuples(TEXTS, TEXTS), max_size=2).map(tuple),
+    failures=st.lists(st.tuples(TEXTS, TEXTS), max_size=5).map(tuple),
+    hosts=st.lists(TEXTS, max_size=5).map(tuple),
     attempts=_counts,
     queue_s=_seconds,
     first_byte_s=st.none() | _seconds,

@@ -6,10 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-from sollol_proxy.core.snapshots import Snapshot
-from sollol_proxy.core.types import HostState
+from sollol_proxy.core.snapshots import HostSnapshot, Snapshot
+from sollol_proxy.core.types import HostState, InstalledModel
 from sollol_proxy.server.alerts import AlertKind, Severity, Standing, alerts, standing
+from sollol_proxy.server.links import LINKS
 from tests.server.samples import EJECTED, HEALTHY, NOW, SECTION, numbered, pool
+
+
+def _having(*names: str, digest: str = "a") -> HostSnapshot:
+    return replace(HEALTHY, installed=tuple(InstalledModel(name, digest) for name in names))
 
 
 @pytest.mark.parametrize(
@@ -35,13 +40,28 @@ from tests.server.samples import EJECTED, HEALTHY, NOW, SECTION, numbered, pool
             pool(replace(HEALTHY, success_ratio=0.5), EJECTED),
             [AlertKind.HOST_EJECTED, AlertKind.SUCCESS_RATIO],
         ),
+        (replace(pool(HEALTHY), plan_faults=1), [AlertKind.PLAN_FAULTS]),
+        (pool(_having("m:1"), _having("m:1")), []),
+        (pool(_having("m:1"), _having("m:1", digest="b")), [AlertKind.DRIFT]),
+        (pool(_having("m:1"), _having("m:1", digest="")), []),
+        (
+            pool(_having("m:1"), replace(EJECTED, installed=(InstalledModel("m:1", "b"),))),
+            [AlertKind.HOST_EJECTED],
+        ),
+        (
+            replace(pool(_having("m:1"), _having("m:1", digest="b"), EJECTED), plan_faults=1),
+            [AlertKind.HOST_EJECTED, AlertKind.PLAN_FAULTS, AlertKind.DRIFT],
+        ),
     ],
 )
 def test_alerts_follow_the_thresholds(snapshot: Snapshot, expected: list[AlertKind]) -> None:
     found = alerts(snapshot, SECTION, NOW)
     assert [alert.kind for alert in found] == expected
     critical = {AlertKind.NO_HOST, AlertKind.HOST_EJECTED}
-    assert all((alert.severity is Severity.CRITICAL) == (alert.kind in critical) for alert in found)
+    for alert in found:
+        assert (alert.severity is Severity.CRITICAL) == (alert.kind in critical)
+        assert (alert.severity is Severity.INFO) == (alert.kind is AlertKind.DRIFT)
+        assert alert.href == (LINKS.models if alert.kind is AlertKind.DRIFT else "")
 
 
 @pytest.mark.parametrize(
@@ -69,6 +89,17 @@ def test_alerts_follow_the_thresholds(snapshot: Snapshot, expected: list[AlertKi
         ),
         (replace(pool(HEALTHY), waiting_total=64), "64 jobs waiting, threshold 50", NOW),
         (pool(), "no host takes jobs: none is configured", "2026-03-01T12:00:00Z"),
+        (
+            replace(pool(HEALTHY), plan_faults=2),
+            "2 plans of seven_factor refused since the start: "
+            "it raised, or named a host that may not take the job",
+            NOW,
+        ),
+        (
+            pool(_having(*"edcba"), _having(*"abcde", digest="b")),
+            "different models under one name: a, b, c and 2 more",
+            NOW,
+        ),
     ],
 )
 def test_alert_tells_number_threshold_and_beginning(

@@ -5,14 +5,27 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Sequence
 from typing import Any
 
 import aiohttp
 import pytest
 
+from sollol_proxy.core.policies.base import HostView, PerJob
+from sollol_proxy.core.types import Cost, Job
+from sollol_proxy.lab.simhost import SimModel
 from sollol_proxy.server import control
 from tests.server.pool import Pool, pool, sim
 from tests.support import make_config, running_proxy
+
+
+class Raises(PerJob):
+    """A policy that cannot price anything."""
+
+    name = "raises"
+
+    def cost(self, job: Job, host: HostView, hosts: Sequence[HostView], now: float) -> Cost:
+        raise ArithmeticError
 
 
 async def get(p: Pool, path: str, **headers: str) -> tuple[int, str, Any]:
@@ -54,6 +67,39 @@ async def test_hosts_tell_state_models_and_learnt_speeds() -> None:
     assert host["first_token_s"] > 0
     assert host["decode_tokens_per_s"] > 0
     assert host["success_ratio"] == 1.0
+
+
+async def test_request_to_several_hosts_tells_which_did_their_part() -> None:
+    registry = (SimModel("new", size_bytes=10**8),)
+    async with pool(sim("a", registry=registry), sim("b")) as p:
+        body = {"model": "new", "stream": False}
+        async with p.client.post(f"{p.proxy.url}/api/pull", json=body) as answer:
+            request_id = answer.headers["X-SOLLOL-Request-Id"]
+        path = f"/sollol/requests/{request_id}"
+        _, _, record = await get(p, path)
+        assert (record["outcome"], record["hosts"]) == ("partial", ["a"])
+        assert [entry["host"] for entry in record["failed_attempts"]] == ["b"]
+        _, _, listed = await get(p, "/sollol/requests")
+        assert listed["requests"][0]["hosts"] == ["a"]
+        _, _, page = await get(p, path, Accept="text/html")
+        assert "Done on 1 of 2 hosts" in page
+        _, _, page = await get(p, "/sollol/")
+        assert "not on b: pull model manifest: file does not exist" in page
+        _, _, metrics = await get(p, "/metrics")
+        assert 'sollol_attempts_total{host="a",result="answered"} 1.0' in metrics
+        assert 'sollol_attempts_total{host="b",result="failed"} 1.0' in metrics
+        assert 'outcome="partial"} 1.0' in metrics
+
+
+async def test_refused_plans_are_counted_where_they_can_be_seen() -> None:
+    async with pool(sim("a"), policy="tests.server.test_control:Raises") as p:
+        await p.generate()
+        _, _, body = await get(p, "/sollol/stats")
+        assert body["plan_faults"] > 0
+        assert [alert["kind"] for alert in body["alerts"]] == ["plan_faults"]
+        for _ in range(2):
+            _, _, metrics = await get(p, "/metrics")
+            assert f"sollol_plan_faults_total {float(body['plan_faults'])}" in metrics
 
 
 async def test_stats_tell_what_was_learnt() -> None:

@@ -126,3 +126,17 @@ def test_figure_keeps_three_digits(value: float | None, text: str) -> None:
 )
 def test_clock_shows_utc(iso: str, text: str) -> None:
     assert figures.clock(iso) == text
+
+
+@pytest.mark.parametrize(
+    ("nanoseconds", "text"),
+    [
+        (0, None),
+        (-62_135_596_800 * 10**9, None),
+        (1, "1970-01-01T00:00:00Z"),
+        (1_772_366_399_999_999_999, "2026-03-01T11:59:59Z"),
+        (10**30, None),
+    ],
+)
+def test_instant_iso_is_utc_or_nothing(nanoseconds: int, text: str | None) -> None:
+    assert figures.instant_iso(nanoseconds) == text

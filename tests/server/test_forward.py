@@ -10,7 +10,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from sollol_proxy.core.types import HostState, Outcome
+from sollol_proxy.core.scheduler import Scheduler
+from sollol_proxy.core.types import Effect, HostState, Outcome
 from tests.server.pool import pool, sim
 from tests.support import make_config, running_proxy
 
@@ -328,7 +329,7 @@ async def test_denied_model_is_missing_through_this_proxy() -> None:
 
 async def test_large_unknown_body_flows_through_without_being_kept() -> None:
     async with pool(sim("a"), limits={"body": 1000}) as p:
-        url = f"{p.proxy.url}/api/blobs/sha256:{'0' * 64}"
+        url = f"{p.proxy.url}/api/of-tomorrow"
 
         async def model_file() -> Any:
             for _ in range(300):
@@ -352,3 +353,68 @@ async def test_large_prompt_reaches_the_host_whole_and_can_be_sent_again() -> No
                 last = (await response.text()).splitlines()[-1]
             # Cut to the context by the host, so the count is the host's, not the prompt's.
             assert json.loads(last)["prompt_eval_count"] > 1000
+
+
+V1_STREAMS: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"stream_options": {"include_usage": True}},
+    "/v1/messages": {},
+    "/v1/responses": {"input": "hi"},
+    "/v1/completions": {"prompt": "hi"},
+}
+
+
+@pytest.mark.parametrize("path", V1_STREAMS)
+async def test_stream_that_tells_no_durations_is_timed_as_it_passes(path: str) -> None:
+    message = {"role": "user", "content": "hi"}
+    limits = {"max_tokens": 12, "max_output_tokens": 12}
+    body = {"model": "llama3", "messages": [message], "stream": True, **limits, **V1_STREAMS[path]}
+    async with pool(sim("a", time_scale=20.0)) as p:
+        async with p.client.post(p.proxy.url + path, json=body) as response:
+            assert b"data:" in await response.read()
+            request_id = response.headers["X-SOLLOL-Request-Id"]
+        await p.proxy.until_idle()
+        record = p.proxy.services.journal.finished(request_id)
+        assert record is not None
+        seen = record.observation
+        assert seen is not None
+        assert seen.is_timed
+        assert seen.output_tokens == 12
+        assert (seen.load_s, seen.prefill_s) == (None, None)
+        assert seen.total_s is not None
+        assert seen.decode_s is not None
+        assert 0 < seen.decode_s <= seen.total_s
+
+
+async def test_native_answer_is_believed_rather_than_timed() -> None:
+    async with pool(sim("a")) as p:
+        for stream in (True, False):
+            response, _ = await p.generate(stream=stream)
+            await p.proxy.until_idle()
+            record = p.proxy.services.journal.finished(response.headers["X-SOLLOL-Request-Id"])
+            assert record is not None
+            assert record.observation is not None
+            assert not record.observation.is_timed
+            assert record.observation.prefill_s is not None
+
+
+async def test_scheduler_hears_how_far_a_stream_has_come_and_nothing_of_an_answer_in_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: asyncio.Queue[tuple[str, int]] = asyncio.Queue()
+
+    def progress(_self: Scheduler, job_id: str, tokens: int, _now: float) -> list[Effect]:
+        told.put_nowait((job_id, tokens))
+        return []
+
+    monkeypatch.setattr(Scheduler, "progress", progress)
+    async with pool(sim("a", time_scale=1.0, decode_tps=10.0)) as p:
+        await p.generate(stream=False, options={"num_predict": 20})
+        url = f"{p.proxy.url}/api/generate"
+        async with p.client.post(url, json=BODIES["/api/generate"]) as response:
+            request_id = response.headers["X-SOLLOL-Request-Id"]
+            samples = [await told.get() for _ in range(3)]
+        await p.proxy.until_idle()
+    assert [job_id for job_id, _ in samples] == [request_id] * 3
+    counts = [tokens for _, tokens in samples]
+    assert counts == sorted(set(counts))
+    assert counts[-1] > 0

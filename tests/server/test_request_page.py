@@ -10,7 +10,7 @@ from aiohttp import ClientSession
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sollol_proxy.core.types import Candidate, Cost, Outcome, RequestRecord
+from sollol_proxy.core.types import Candidate, Cost, JobKind, Outcome, RequestRecord
 from sollol_proxy.server.links import request_href
 from sollol_proxy.server.request_page import request_view
 from tests.server.samples import DECISION, RECORD, RECORDS, Page, assert_harmless, request_html
@@ -25,6 +25,20 @@ WAITING = replace(
     first_byte_s=None,
     observation=None,
 )
+
+PARTIAL = replace(
+    RECORD,
+    kind=JobKind.MANAGE,
+    route="/api/pull",
+    path="/api/pull",
+    outcome=Outcome.PARTIAL,
+    decision=None,
+    hosts=("gpu-box", "mac"),
+    failures=(("attic", "no space left"),),
+    queue_s=0.0,
+    observation=None,
+)
+NOBODY = replace(PARTIAL, hosts=(), failures=(), detail="none of 3 hosts is up")
 
 
 @settings(max_examples=60)
@@ -63,6 +77,57 @@ def test_request_page_says_so_when_no_host_was_chosen() -> None:
     page = Page(request_html(request_view(record, "1.2.3")))
     assert "No host was chosen" in page.text
     assert page.text.count("waited 30 s") == 1
+
+
+def test_request_page_shows_each_host_of_a_request_to_several() -> None:
+    view = request_view(PARTIAL, "1.2.3")
+    assert [(part.host, part.is_done) for part in view.parts] == [
+        ("attic", False),
+        ("gpu-box", True),
+        ("mac", True),
+    ]
+    assert view.lead == "Done on 2 of 3 hosts"
+    page = Page(request_html(view))
+    for text in ("Partial", "attic", "no space left", "gpu-box", "mac", "the hosts"):
+        assert text in page.text
+    for text in ("No host was chosen", "Decision", "Priority", "Complexity", "tokens"):
+        assert text not in page.text
+    assert page.text.count("no space left") == 1
+    assert [part.name for part in view.timeline] == ["first", "answer"]
+
+
+@pytest.mark.parametrize(
+    ("record", "is_running", "lead", "text"),
+    [
+        pytest.param(replace(NOBODY, detail=""), True, "No host yet", "Under way.", id="runs"),
+        pytest.param(NOBODY, False, "No host was asked", "none of 3 hosts is up", id="nobody"),
+        pytest.param(
+            replace(NOBODY, hosts=("a", "b")), False, "Done on all 2 hosts", "done", id="all"
+        ),
+        pytest.param(replace(NOBODY, hosts=("a",)), False, "Done on 1 host", "done", id="one"),
+        pytest.param(
+            replace(NOBODY, kind=JobKind.UNLOAD, failures=(("a", "HTTP 500"),)),
+            False,
+            "Done on 0 of 1 host",
+            "HTTP 500",
+            id="unload",
+        ),
+    ],
+)
+def test_request_page_says_how_far_a_request_to_several_hosts_came(
+    record: RequestRecord, is_running: bool, lead: str, text: str
+) -> None:
+    view = request_view(record, "1.2.3", is_running=is_running)
+    assert view.lead == lead
+    assert text in Page(request_html(view)).text
+
+
+def test_request_page_names_the_one_host_that_a_managing_request_was_passed_to() -> None:
+    decision = replace(DECISION, policy="pass", runners_up=())
+    record = replace(PARTIAL, decision=decision, hosts=(), failures=())
+    view = request_view(record, "1.2.3")
+    assert view.parts == ()
+    assert "gpu-box" in Page(request_html(view)).text
 
 
 def test_request_page_draws_its_time_from_end_to_end() -> None:

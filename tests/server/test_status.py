@@ -16,6 +16,7 @@ from sollol_proxy.core.types import (
     HostSpec,
     HostState,
     InstalledModel,
+    JobKind,
     Outcome,
     RequestRecord,
     ResidentModel,
@@ -23,10 +24,12 @@ from sollol_proxy.core.types import (
 from sollol_proxy.server import control, status
 from sollol_proxy.server.alerts import alerts
 from sollol_proxy.server.links import LINKS
+from sollol_proxy.server.request_row import Tone
 from sollol_proxy.server.status_hosts import Bar
 from tests.server.samples import (
     BASE,
     EJECTED,
+    GB,
     HEALTHY,
     HOSTILE,
     JOB,
@@ -133,6 +136,48 @@ async def test_page_tells_the_address_it_was_reached_by_and_links_without_it() -
     assert answer.headers["Cache-Control"] == "no-store"
     assert "OLLAMA_HOST=http://localhost:8080" in page.text
     assert LINKS.stats in [attrs.get("href") for _, attrs in page.tags]
+
+
+def test_row_of_a_request_to_several_hosts_says_which_did_not_do_it() -> None:
+    failures = tuple((f"h{number}", "no space left") for number in range(5))
+    pull = replace(
+        RECORD,
+        kind=JobKind.MANAGE,
+        route="/api/pull",
+        outcome=Outcome.PARTIAL,
+        decision=None,
+        hosts=("a", "b"),
+        failures=failures,
+    )
+    view = _view(pool(HEALTHY), [pull, replace(pull, hosts=tuple("abcd"), failures=())])
+    first, second = view.requests
+    assert (first.host, first.about, first.priority) == ("a, b", "POST /api/pull", "–")
+    assert (first.tone, first.outcome, first.reason) == (
+        Tone.WARN,
+        "partial",
+        "done on 2 of 7 hosts",
+    )
+    assert (second.host, second.reason) == ("4 hosts", "done on all 4 hosts")
+    page = Page(status_html(view))
+    assert page.text.count("no space left") == 3
+    for text in ("not on h0: no space left", "and 2 more hosts", "partial"):
+        assert text in page.text
+
+
+def test_host_tells_how_many_models_it_has_and_what_they_take() -> None:
+    installed = (InstalledModel("a:1", "x", 2 * GB), InstalledModel("b:1", "y", 3 * GB))
+    few = _view(pool(replace(HEALTHY, installed=installed), replace(HEALTHY, installed=())))
+    assert [card.installed for card in few.cards] == ["2 · 5 GB", "0"]
+    many = _view(pool(*[replace(HEALTHY, installed=installed)] * 9))
+    assert Page(status_html(many)).text.count("2 · 5 GB") == 9
+
+
+def test_page_links_to_the_models_and_from_the_alert_about_them() -> None:
+    hosts = [replace(HEALTHY, installed=(InstalledModel("m:1", digest),)) for digest in "ab"]
+    page = Page(status_html(_view(pool(*hosts))))
+    links = [attrs["href"] for tag, attrs in page.tags if tag == "a" and "href" in attrs]
+    assert links.count(LINKS.models) == 3
+    assert "different models under one name: m:1" in page.text
 
 
 @pytest.mark.parametrize(
