@@ -4,11 +4,11 @@ import dataclasses
 
 import pytest
 
-from tests.wire.recordings import Exchange, all_exchanges, end_to_end, http_exchanges
+from tests.wire.recordings import Exchange, all_exchanges, end_to_end, http_exchanges, replayable
 from tests.wire.replay import RawAnswer, ReplayHost, raw_request
 
 HTTP = http_exchanges()
-REPLAYABLE = [e for e in HTTP.values() if e.body is not None and not e.header("Expect")]
+REPLAYABLE = [replayable(exchange) for exchange in HTTP.values()]
 
 
 def check_like_the_recording(answer: RawAnswer, exchange: Exchange) -> None:

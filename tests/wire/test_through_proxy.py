@@ -10,114 +10,60 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from enum import StrEnum
 from typing import Any
 
 import pytest
 
 from tests.support import RunningProxy, make_config, running_proxy
-from tests.wire.recordings import Exchange, end_to_end, http_exchanges
-from tests.wire.replay import RawAnswer, ReplayHost, raw_request
-
-
-class Owed(StrEnum):
-    """What the proxy owes a recorded exchange."""
-
-    EQUAL = "equal"
-    """The host's answer comes through: body to the byte, status, reason, end-to-end headers."""
-    MERGED = "merged"
-    """Answered from what the probes know; over one host that is the host's own document."""
-    LOCAL = "local"
-    """Answered by the proxy as Ollama would: who may call, preflights."""
-    OURS = "ours"
-    """A path that is ours and not Ollama's."""
-    CUT = "cut"
-    """The host cut its stream: the client has to notice."""
-    RETRIED = "retried"
-    """The host went away before its first byte: tried again, then refused."""
-    OMITTED = "omitted"
-    """The request cannot be repeated: its body, a model file, was left out or never sent."""
-
-
-_MERGED_PREFIXES = ("root-", "version-", "tags-", "ps-", "v1-models-")
-_ODD: dict[str, Owed] = {
-    "v1-models-one-slash": Owed.EQUAL,
-    "query-string": Owed.MERGED,
-    "http10": Owed.MERGED,
-    "http10-keepalive": Owed.MERGED,
-    "connection-close": Owed.MERGED,
-    "pipeline-1": Owed.MERGED,
-    "pipeline-3": Owed.MERGED,
-    "slot-wait-3": Owed.MERGED,
-    "slot-wait-4": Owed.MERGED,
-    "origin-ok": Owed.MERGED,
-    "origin-same": Owed.MERGED,
-    "host-local-name": Owed.MERGED,
-    "options-no-origin": Owed.EQUAL,
-    "options-no-origin-name": Owed.LOCAL,
-    "options-origin": Owed.LOCAL,
-    "options-origin-unknown-path": Owed.LOCAL,
-    "options-origin-bad": Owed.LOCAL,
-    "origin-bad": Owed.LOCAL,
-    "origin-null": Owed.LOCAL,
-    "origin-bad-404": Owed.LOCAL,
-    "host-foreign": Owed.LOCAL,
-    "host-foreign-ip": Owed.LOCAL,
-    "no-host": Owed.LOCAL,
-    "blob-expect-existing": Owed.OMITTED,
-    "metrics-404": Owed.OURS,
-    "server-term": Owed.CUT,
-    "server-term-before-headers": Owed.RETRIED,
-}
-
-
-def owed(exchange: Exchange) -> Owed:
-    if exchange.body is None:
-        return Owed.OMITTED
-    if exchange.id in _ODD:
-        return _ODD[exchange.id]
-    if exchange.id.startswith(_MERGED_PREFIXES):
-        return Owed.MERGED
-    return Owed.EQUAL
-
-
-CASES = {id_: owed(exchange) for id_, exchange in http_exchanges().items()}
-
-
-def cases(wanted: Owed) -> list[str]:
-    return [id_ for id_, what in CASES.items() if what is wanted]
-
-
-TAGS = json.loads(http_exchanges()["tags-many"].answer)
+from tests.wire.owed import (
+    ALREADY_THERE,
+    ASKED_ONCE,
+    BY_ID,
+    CASES,
+    RECORDED,
+    TAGS,
+    TIES,
+    Owed,
+    as_host_says,
+    asked_of,
+    assert_equal,
+    assert_equal_but_for_ties,
+    at_proxy,
+    cases,
+    marked,
+    put_in_place,
+    same_request,
+    spaced,
+)
+from tests.wire.recordings import Exchange, http_exchanges
+from tests.wire.replay import ReplayHost, SeenRequest, raw_request
 
 
 @asynccontextmanager
 async def through_one_host(**sections: Any) -> AsyncIterator[tuple[ReplayHost, RunningProxy]]:
-    async with ReplayHost(http_exchanges().values()) as host:
+    async with ReplayHost(RECORDED.values()) as host:
         host.tags = TAGS
         async with running_proxy(make_config(host.url, **sections)) as proxy:
             yield host, proxy
 
 
-def own_headers_gone(answer: RawAnswer) -> tuple[tuple[str, str], ...]:
-    return tuple(pair for pair in answer.headers if not pair[0].lower().startswith("x-sollol-"))
+@asynccontextmanager
+async def in_its_place(exchange: Exchange) -> AsyncIterator[tuple[ReplayHost, RunningProxy]]:
+    """One host that is as it was when the exchange was recorded."""
+    async with ReplayHost(RECORDED.values()) as host:
+        put_in_place(host, exchange)
+        async with running_proxy(make_config(host.url)) as proxy:
+            yield host, proxy
 
 
-def assert_equal(answer: RawAnswer, exchange: Exchange) -> None:
-    assert (answer.status, answer.reason) == (exchange.status, exchange.reason)
-    assert answer.body == exchange.answer
-    assert answer.ended == "complete"
-    is_chunked = any(name.lower() == "transfer-encoding" for name, _ in answer.headers)
-    with_length = is_chunked == (exchange.framing == "chunked")
-    assert end_to_end(own_headers_gone(answer), with_length=with_length) == end_to_end(
-        exchange.answer_headers, with_length=with_length
-    )
+def with_a_status(owed: Owed) -> list[str]:
+    return [id_ for id_ in cases(owed) if RECORDED[id_].status is not None]
 
 
-@pytest.mark.parametrize("id_", cases(Owed.EQUAL))
+@pytest.mark.parametrize("id_", [*cases(Owed.EQUAL), *with_a_status(Owed.RETRIED)])
 async def test_answer_of_the_host_comes_through_equal(id_: str) -> None:
-    exchange = http_exchanges()[id_]
-    async with through_one_host() as (host, proxy):
+    exchange = RECORDED[id_]
+    async with in_its_place(exchange) as (host, proxy):
         host.respond_with(exchange)
         answer = await raw_request("127.0.0.1", proxy.port, exchange)
         assert_equal(answer, exchange)
@@ -127,52 +73,54 @@ async def test_answer_of_the_host_comes_through_equal(id_: str) -> None:
             if (each.path, each.method) == (exchange.path, exchange.method)
         ]
         assert seen.body == exchange.body
-        assert seen.method == exchange.method
-        names = {name.lower() for name, _ in seen.headers}
-        assert "origin" not in names
-        assert not any(name.startswith("x-sollol") for name in names)
-        assert seen.header("Host") == f"127.0.0.1:{host.port}"
+        assert_seen_as_from_a_client(seen, host)
         await proxy.until_idle()
+
+
+@pytest.mark.parametrize("id_", cases(Owed.BROADCAST))
+async def test_what_all_hosts_do_is_what_one_does_over_one_host(id_: str) -> None:
+    exchange = RECORDED[id_]
+    async with in_its_place(exchange) as (host, proxy):
+        said = as_host_says(exchange)
+        host.respond_with(said)
+        answer = await raw_request("127.0.0.1", proxy.port, marked(exchange))
+        assert_equal(answer, exchange)
+        seen = same_request(host, exchange)
+        is_spared = exchange.id in ALREADY_THERE and exchange.method == "POST"
+        assert [spaced(each.body) for each in seen] == ([] if is_spared else [spaced(said.body)])
+        for each in asked_of(host, exchange):
+            assert_seen_as_from_a_client(each, host)
+        await proxy.until_idle()
+
+
+def assert_seen_as_from_a_client(seen: SeenRequest, host: ReplayHost) -> None:
+    names = {name.lower() for name, _ in seen.headers}
+    assert "origin" not in names
+    assert not any(name.startswith("x-sollol") for name in names)
+    assert seen.header("Host") == f"127.0.0.1:{host.port}"
 
 
 @pytest.mark.parametrize("id_", cases(Owed.MERGED))
 async def test_merged_answer_over_one_host_is_the_hosts_own(id_: str) -> None:
-    exchange = http_exchanges()[id_]
-    async with ReplayHost() as host:
-        empty = id_ in ("tags-empty", "tags-empty-head", "v1-models-empty")
-        host.tags = {"models": []} if empty else TAGS
-        if exchange.raw_path == "/api/ps":
-            host.ps = json.loads(exchange.answer)
-        async with running_proxy(make_config(host.url)) as proxy:
-            header = "foo.local" if id_ == "host-local-name" else None
-            if id_ == "origin-same":
-                own = ("Origin", f"http://127.0.0.1:{proxy.port}")
-                others = tuple(pair for pair in exchange.headers if pair[0] != "Origin")
-                exchange = replace(exchange, headers=(*others, own))
-            answer = await raw_request("127.0.0.1", proxy.port, exchange, host_header=header)
-            if id_ == "v1-models-many":
-                # Models of one second have no fixed order, and the two lists were asked apart.
-                recorded, got = json.loads(exchange.answer), json.loads(answer.body)
-                by_id = {model["id"]: model for model in recorded["data"]}
-                assert {model["id"]: model for model in got["data"]} == by_id
-                assert len(answer.body) == len(exchange.answer)
-                return
+    exchange = RECORDED[id_]
+    async with in_its_place(exchange) as (host, proxy):
+        request, how = at_proxy(exchange, proxy)
+        answer = await raw_request("127.0.0.1", proxy.port, marked(request), **how)
+        if id_ in TIES:
+            assert_equal_but_for_ties(answer, exchange)
+        else:
             assert_equal(answer, exchange)
-            assert exchange.path not in {each.path for each in host.seen if each.method == "HEAD"}
+        assert not asked_of(host, exchange)
 
 
 @pytest.mark.parametrize("id_", cases(Owed.LOCAL))
 async def test_who_may_call_is_settled_as_ollama_does(id_: str) -> None:
-    exchange = http_exchanges()[id_]
-    async with through_one_host() as (host, proxy):
-        name = f"localhost:{proxy.port}" if id_ == "options-no-origin-name" else None
-        answer = await raw_request("127.0.0.1", proxy.port, exchange, host_header=name)
-        if id_ == "no-host":
-            # aiohttp's parser refuses this before anybody is asked: same status, other words.
-            assert (answer.status, answer.ended) == (400, "complete")
-            return
+    exchange = RECORDED[id_]
+    async with in_its_place(exchange) as (host, proxy):
+        request, how = at_proxy(exchange, proxy)
+        answer = await raw_request("127.0.0.1", proxy.port, marked(request), **how)
         assert_equal(answer, exchange)
-        assert exchange.path not in {each.path for each in host.seen if each.method == "OPTIONS"}
+        assert not asked_of(host, exchange)
 
 
 async def test_metrics_are_ours() -> None:
@@ -268,12 +216,14 @@ async def test_pipelined_requests_are_answered_in_order() -> None:
 
 def test_every_recording_has_its_case() -> None:
     assert set(CASES) == set(http_exchanges())
-    assert len(cases(Owed.EQUAL)) > 150
-    assert set(cases(Owed.OMITTED)) == {
-        "blob-post-model",
-        "blob-post-existing-large",
-        "blob-expect-existing",
-    }
+    listed = {id_ for what in Owed for id_ in cases(what)}
+    assert listed == set(http_exchanges())
+    assert len(cases(Owed.EQUAL)) > 140
+
+
+def test_every_special_case_is_a_recording() -> None:
+    assert set(BY_ID) <= set(http_exchanges())
+    assert set(BY_ID) >= ASKED_ONCE | ALREADY_THERE
 
 
 def _cut(exchange: Exchange, chunks: int, *, last: bytes | None = None) -> Exchange:
