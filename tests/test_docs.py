@@ -10,7 +10,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from sollol_proxy.config.schema import Config, HostSection
+from sollol_proxy.config.schema import Config, HostSection, ModelSection
 from sollol_proxy.core.policies import POLICIES
 from sollol_proxy.ollama.routes import ROUTES, Plan
 from sollol_proxy.server import control
@@ -133,20 +133,30 @@ def test_page_names_only_variables_that_are_keys(page: Path) -> None:
     assert named <= variables | {"SOLLOL_CONFIG"}
 
 
+def key_tables() -> list[dict[str, Any]]:
+    """The README's tables of keys: of everything, of a host, of an entry of `models`."""
+    text = section("Configuration")
+    return [keys_and_defaults(table) for table in re.split(r"(?m)^Of each .*:$", text)]
+
+
 def test_readme_table_has_every_key_with_its_default() -> None:
-    table, _ = section("Configuration").split("Of each host:")
-    rows = keys_and_defaults(table)
+    rows, _, _ = key_tables()
     assert list(rows) == [path for path in leaves(Config) if path != "hosts"]
     assert Config.model_validate(nested(rows)) == Config()
 
 
 def test_readme_table_has_every_key_of_a_host_with_its_default() -> None:
-    _, table = section("Configuration").split("Of each host:")
-    rows = keys_and_defaults(table)
+    _, rows, _ = key_tables()
     assert set(rows) == set(leaves(HostSection))
     bare = {"url": "http://gpu-box:11434"}
     given = nested({key: value for key, value in rows.items() if key not in ("url", "id")})
     assert HostSection.model_validate(bare | given) == HostSection.model_validate(bare)
+
+
+def test_readme_table_has_every_key_of_a_model_with_its_default() -> None:
+    _, _, rows = key_tables()
+    assert list(rows) == leaves(ModelSection)
+    assert ModelSection.model_validate(rows) == ModelSection()
 
 
 def test_readme_yaml_examples_are_valid() -> None:
@@ -157,7 +167,13 @@ def test_readme_yaml_examples_are_valid() -> None:
 
 
 @pytest.mark.parametrize(
-    ("plan", "row"), [(Plan.BALANCE, "balanced"), (Plan.MERGE, "merged"), (Plan.PASS, "passed")]
+    ("plan", "row"),
+    [
+        (Plan.BALANCE, "balanced"),
+        (Plan.MERGE, "merged"),
+        (Plan.BROADCAST, "broadcast"),
+        (Plan.IDENTITY, "to the identity"),
+    ],
 )
 def test_readme_table_has_every_route_in_its_row(plan: Plan, row: str) -> None:
     (line,) = re.findall(rf"^\| {row}.*$", section("What it does with which path"), re.MULTILINE)
