@@ -20,6 +20,7 @@ from sollol_proxy.server.answers import to_json
 from sollol_proxy.server.models_page import ModelsPage, models_page
 from sollol_proxy.server.models_view import pool_models
 from sollol_proxy.server.request_page import RequestView, request_view
+from sollol_proxy.server.reset import reset_learnt
 from sollol_proxy.server.services import SERVICES
 from sollol_proxy.server.sync import sync
 
@@ -61,10 +62,17 @@ async def models(request: web.Request) -> web.StreamResponse:
 
 
 async def stats(request: web.Request) -> web.Response:
-    """Queue, alerts, and what was learnt by task type and model."""
+    """Queue, alerts, what was learnt by task type and model, and how well predictions hold."""
+    services = request.app[SERVICES]
     snapshot = _snapshot(request)
-    found = alerts(snapshot, request.app[SERVICES].config.alerts, _now_iso())
-    return to_json(views.stats_json(snapshot, found))
+    found = alerts(snapshot, services.config.alerts, _now_iso())
+    return to_json(views.stats_json(snapshot, found, services.journal.calibration.rows()))
+
+
+async def reset_stats(request: web.Request) -> web.Response:
+    """Forget what was learnt: speeds, lengths, loads and their calibration."""
+    await reset_learnt(request.app[SERVICES])
+    return await stats(request)
 
 
 async def requests(request: web.Request) -> web.Response:
@@ -141,6 +149,7 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("POST", "/sollol/hosts/{id}/sync", sync),
     ("GET", "/sollol/models", models),
     ("GET", "/sollol/stats", stats),
+    ("POST", "/sollol/stats/reset", reset_stats),
     ("GET", "/sollol/requests", requests),
     ("GET", "/sollol/requests/{id}", one_request),
     ("GET", "/metrics", metrics),
