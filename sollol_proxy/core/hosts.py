@@ -164,11 +164,13 @@ class HostEntry:
 
     def suits(self, job: Job) -> bool:
         """Whether the host could take the job if it were up and there were no others."""
-        if not job.may_go_to(self.spec.id):
+        spec = self.spec
+        if (job.excluded or job.only) and not job.may_go_to(spec.id):
             return False
+        may_serve = not (spec.deny or spec.allow) or spec.may_serve(job.model)
         if not job.kind.needs_model:
-            return not job.model or self.spec.may_serve(job.model)
-        return job.model in self.installed and self.spec.may_serve(job.model)
+            return not job.model or may_serve
+        return may_serve and job.model in self.installed
 
     def first_token_s(self, model: str, prompt_tokens: int) -> float | None:
         """Expected seconds from start to first token with the model in memory."""

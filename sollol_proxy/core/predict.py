@@ -13,7 +13,7 @@ DEFAULT_TRANSCRIPTION_S = 5.0
 """Seconds to transcribe a recording, as long as none was."""
 
 KEPT_S = 0.25
-"""How long an expected end is kept unless the job is heard of: as often as streams are looked at."""
+"""How long an expected end is kept unless the job is heard of; streams are asked as often."""
 
 MIN_REST_S = 0.02
 """What is overdue is expected to end any moment."""
@@ -80,6 +80,22 @@ def rest_s(memory: Memory, running: Running, host: HostView, now: float) -> floa
     rest = _rest_s(memory, running, host, now)
     running.expected = now, now + rest
     return rest
+
+
+def soonest_s(memory: Memory, host: HostView, now: float) -> float:
+    """About when a host's first job in flight ends, seconds from now; 0 when none runs.
+
+    Takes what was worked out before, however long ago, unless it is overdue: for choosing among
+    many hosts which to look at closely.
+    """
+    ends = [
+        running.expected[1] - now
+        if running.expected is not None and running.expected[1] > now
+        else rest_s(memory, running, host, now)
+        for running in host.running
+        if running.job.kind.takes_slot
+    ]
+    return min(ends, default=0.0)
 
 
 def _rest_s(memory: Memory, running: Running, host: HostView, now: float) -> float:

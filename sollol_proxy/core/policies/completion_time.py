@@ -18,9 +18,8 @@ from random import Random
 from sollol_proxy.core.policies.base import Hold, HostView, Plan, Planner
 from sollol_proxy.core.policies.explain import Price, price_on, reason_for
 from sollol_proxy.core.policies.layout import Layout, Slot, Wish
-from sollol_proxy.core.policies.outlook import HostOutlook, Lane, holders_of
+from sollol_proxy.core.policies.outlook import HostOutlook, Lane, LoadPrices, holders_of, promising
 from sollol_proxy.core.predict import phases
-from sollol_proxy.core.queue import lane_of
 from sollol_proxy.core.types import Candidate, Decision, Job
 
 MIN_SERVICE_S = 0.05
@@ -39,6 +38,8 @@ class Options:
         queues for the fast host.
     power: of a job's seconds in the sum; above 1 a long wait of one outweighs short ones of many.
         1 to 1.7 serve.
+    load_price: of a second of loading, during which the host serves nobody.
+    eviction_price: of a second of loading again what a load pushes out.
     priority_weight: of a job against one a priority lower; 1.5 to 3 serve, 1 puts long urgent
         jobs on the slowest host.
     large_pool: from so many hosts on, only the best are looked at for each job: this many free
@@ -47,6 +48,8 @@ class Options:
 
     boost_s: float = 40.0
     wait_price: float = 1.75
+    load_price: float = 4.0
+    eviction_price: float = 2.0
     power: float = 1.2
     priority_weight: float = 1.5
     large_pool: int = 50
@@ -108,10 +111,11 @@ class CompletionTime(Planner):
         host_id = scene.hosts[index].view.spec.id
         self._turn += 1
         self._last_turn[host_id] = self._turn
-        prices = scene.prices(wish)
+        prices = scene.prices(wish, index)
         price = prices.pop(index)._replace(wait_s=0.0)
+        named = ((scene.hosts[other].view.spec.id, its) for other, its in prices.items())
         others = sorted(
-            ((scene.hosts[other].view.spec.id, its) for other, its in prices.items()),
+            ((other_id, its) for other_id, its in named if other_id != host_id),
             key=lambda entry: (entry[1].total_s, entry[0]),
         )[:NAMED_RUNNERS_UP]
         return Decision(
@@ -136,15 +140,20 @@ class _Scene:
         holders = holders_of(hosts)
         # In an order that does not depend on that of the pool.
         ordered = sorted(hosts, key=lambda host: (policy.turn_of(host), host.spec.id))
-        self.hosts = [HostOutlook(host, self._memory, holders, now) for host in ordered]
-        self._slots = [host.slots(index) for index, host in enumerate(self.hosts)]
         self.is_partial = len(hosts) > options.large_pool
-        self._few = options.looked_at_hosts if self.is_partial else 0
+        if self.is_partial:
+            firsts = {_lane_key(job): job for job in reversed(jobs)}.values()
+            few = options.looked_at_hosts
+            ordered = promising(list(firsts), ordered, self._memory, few, now)
+        prices = LoadPrices(options.load_price, options.eviction_price)
+        self.hosts = [HostOutlook(host, self._memory, holders, now, prices) for host in ordered]
+        self.hosts += [side for host in self.hosts if (side := host.side()) is not None]
+        self._slots = [host.slots(index) for index, host in enumerate(self.hosts)]
         self._lanes: dict[object, Lane] = {}
         self.wishes = [
             self._wish(order, job, options.priority_weight, now) for order, job in enumerate(jobs)
         ]
-        self._layout = Layout(self._looked_at(), options.wait_price, options.power)
+        self._layout = Layout(options.wait_price, options.power)
         self._taken: dict[int, dict[str, int]] = {}
         self._started: set[int] = set()
         self._roomy: Sequence[int] = ()
@@ -152,9 +161,11 @@ class _Scene:
     def starts(self) -> list[tuple[Wish, int]]:
         """Jobs that go now, each with the index of its host."""
         layout = self._layout
-        layout.fill(self.wishes)
+        # One lane without caches and loads is laid out well in one pass: measured, no difference.
+        varied = len(self._lanes) > 1 or any(job.prefix for job in self.jobs)
+        layout.fill(self.wishes, improve=varied)
         starts = []
-        for slot in layout.slots:
+        for slot in (slot for slots in self._slots for slot in slots):
             if slot.wishes and slot.states[0][0] <= 0 and slot.turn_s(0) <= 0:
                 wish = slot.wishes[0]
                 if self._take(self.jobs[wish.order], slot.host):
@@ -164,7 +175,9 @@ class _Scene:
 
     def holds(self) -> list[Hold]:
         """Everybody else who has a place, with the best host that is idle all the same."""
-        self._roomy = [index for index, host in enumerate(self.hosts) if host.free() > 0]
+        self._roomy = [
+            index for index, host in enumerate(self.hosts) if host.free() > 0 and not host.is_side
+        ]
         holds = []
         for wish in self.wishes:
             slot = self._layout.slot_of(wish)
@@ -173,13 +186,13 @@ class _Scene:
             holds.append(self._hold(wish, slot))
         return holds
 
-    def prices(self, wish: Wish) -> dict[int, Price]:
-        """What the job would cost on each host that it may go to."""
+    def prices(self, wish: Wish, chosen: int | None = None) -> dict[int, Price]:
+        """What the job would cost on each host that it may go to, by index."""
         job = self.jobs[wish.order]
         return {
             index: price_on(self.hosts[index], job, self._wait_s(index), self._memory)
             for index, own_s in enumerate(wish.own_s)
-            if own_s is not None
+            if own_s is not None and (index == chosen or not self.hosts[index].is_side)
         }
 
     def idle_s(self, wish: Wish) -> float:
@@ -213,14 +226,12 @@ class _Scene:
         )
 
     def _wish(self, order: int, job: Job, base: float, now: float) -> Wish:
-        key = (lane_of(job), job.options_key, job.num_ctx)
+        key = _lane_key(job)
         lane = self._lanes.get(key)
         if lane is None:
             lane = self._lanes[key] = Lane(job, self.hosts, self._memory)
-            if self._few:
-                self._narrow(lane, job)
         own_s = lane.own_s(job, self.hosts, self._memory)
-        return Wish(
+        wish = Wish(
             order,
             base ** (job.priority - 5),
             max(now - job.arrived_s, 0.0),
@@ -228,34 +239,21 @@ class _Scene:
             lane.felt_s(own_s),
             lane.tokens,
         )
+        if lane.slots is None:
+            lane.slots = self._slots_for(wish)
+        wish.slots = lane.slots
+        return wish
 
-    def _narrow(self, lane: Lane, job: Job) -> None:
-        """Leave the job's lane only the best free hosts and those that will be free soonest."""
-        free: list[tuple[float, int]] = []
-        busy: list[tuple[float, int]] = []
-        for index, own_s in enumerate(lane.own_s(job, self.hosts, self._memory)):
-            slots = self._slots[index]
-            if own_s is None or not slots:
-                continue
-            host = self.hosts[index]
-            token = lane.tokens[index]
-            load_s = 0.0 if token in host.held else host.step(host.held, token).load_s
-            at_s = slots[0].states[0][0]
-            (busy if at_s > 0 else free).append((at_s + load_s + own_s, index))
-        kept = {index for part in (free, busy) for _, index in sorted(part)[: self._few]}
-        lane.rates = [rate if index in kept else None for index, rate in enumerate(lane.rates)]
-
-    def _looked_at(self) -> list[Slot]:
-        asked = [
-            any(lane.rates[index] is not None for lane in self._lanes.values())
-            for index in range(len(self.hosts))
+    def _slots_for(self, wish: Wish) -> list[Slot]:
+        """Slots of the hosts that the lane may use, the most promising for its first job first."""
+        found = [
+            (self._alone_s(wish, index) + slot.states[0][0], place, slot)
+            for index, own_s in enumerate(wish.own_s)
+            if own_s is not None
+            for place, slot in enumerate(self._slots[index], start=index * 1000)
         ]
-        return [
-            slot
-            for slots, is_asked in zip(self._slots, asked, strict=True)
-            if is_asked
-            for slot in slots
-        ]
+        found.sort(key=lambda entry: entry[:2])
+        return [slot for _, _, slot in found]
 
     def _wait_s(self, index: int) -> float:
         slots = self._slots[index]
@@ -290,3 +288,17 @@ class _Scene:
         # Another model taken here may have used up the host's bound on models, or be another name
         # of the same file.
         return set(taken) == {job.model} and free > taken[job.model]
+
+
+def _lane_key(job: Job) -> tuple[object, ...]:
+    """What has to be equal for jobs to differ in their lengths only."""
+    return (
+        job.model,
+        job.kind,
+        job.options_key,
+        job.num_ctx,
+        job.excluded,
+        job.only,
+        job.route,
+        bool(job.prefix),
+    )

@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
+from heapq import nsmallest
+from typing import NamedTuple
 
 from sollol_proxy.core.eviction import evicted
 from sollol_proxy.core.memory import Memory
 from sollol_proxy.core.policies.base import HostView
 from sollol_proxy.core.policies.layout import Held, Slot, Step
-from sollol_proxy.core.predict import load_s, output_tokens, phases, rest_s, size_bytes, slow_down
+from sollol_proxy.core.predict import (
+    load_s,
+    output_tokens,
+    phases,
+    rest_s,
+    size_bytes,
+    slow_down,
+    soonest_s,
+)
 from sollol_proxy.core.types import HostState, Job, JobKind
 
 _SEPARATOR = "\n"
 """Between a model's name and its options in a token; no name has it."""
+
+
+class LoadPrices(NamedTuple):
+    """What a second of a load counts, and a second of loading again what it pushes out."""
+
+    load: float
+    eviction: float
 
 
 class HostOutlook:
@@ -21,9 +39,17 @@ class HostOutlook:
     ends_s: when each job in flight that holds a slot is expected to end, soonest first.
     """
 
-    def __init__(self, view: HostView, memory: Memory, holders: dict[str, int], now: float) -> None:
+    def __init__(
+        self,
+        view: HostView,
+        memory: Memory,
+        holders: dict[str, int],
+        now: float,
+        prices: LoadPrices,
+    ) -> None:
         self.view = view
         self.is_on_trial = view.state is HostState.PROBATION
+        self.is_side = False
         self.ends_s: list[float] = []
         self._busy_s: dict[str, float] = {}
         self._ends_of: dict[str, list[float]] = {}
@@ -31,6 +57,7 @@ class HostOutlook:
         self._memory = memory
         self._holders = holders
         self._now = now
+        self._prices = prices
         self._concurrency = view.concurrency
         self._steps: dict[tuple[Held, str], Step] = {}
         self._tokens = {name: self._token_of(name) for name in view.resident}
@@ -45,18 +72,47 @@ class HostOutlook:
 
     def free(self) -> int:
         """Slots that are free now, whatever the model."""
-        return self._concurrency - len(self.ends_s)
+        return 1 if self.is_side else self._concurrency - len(self.ends_s)
 
     def slots(self, index: int) -> list[Slot]:
         """The host's slots, with nothing planned for them; none when it may take no more."""
+        if self.is_side:
+            return [Slot(index, 0.0, self.held, self.step, {}, 1)]
         if self.is_on_trial:
             if self.ends_s:
                 return []
             return [Slot(index, 0.0, self.held, self.step, {}, 1)]
         ready_s = self._ready_s()
         free = max(self.free(), 0)
-        times = [0.0] * free + self.ends_s[: self._concurrency]
+        over = max(-self.free(), 0)
+        times = [0.0] * free + self.ends_s[over:]
         return [Slot(index, at_s, self.held, self.step, ready_s, 1 << 30) for at_s in times]
+
+    def side(self) -> HostOutlook | None:
+        """The host once more, as a place beside the job that keeps it busy.
+
+        Busy runners share a host's time, so a short job beside a long one ends soon and costs the
+        long one little; one at a time.
+        """
+        if self.is_on_trial or self.free() or len(self._ends_of) >= self.view.spec.max_models:
+            return None
+        side = copy(self)
+        side.is_side = True
+        return side
+
+    def may_join(self, job: Job) -> bool:
+        """Whether a job may run beside those of another model: only what is short for certain.
+
+        Measured in simulation: to let short generations in as well shortens them and lengthens
+        the queue more.
+        """
+        view = self.view
+        return (
+            job.kind is JobKind.EMBED
+            and job.model not in view.in_flight_by_model
+            and view.free_slots(job.model) > 0
+            and not view.needs_load(job)
+        )
 
     def loading_s(self, model: str) -> float:
         """Seconds until the load of this model that is under way is done; 0 = there is none."""
@@ -84,15 +140,17 @@ class HostOutlook:
         keep, gone, is_sure = evicted(view, self._memory, tuple(by_name), model, self._busy_s)
         if not is_sure:
             drain_s = max([drain_s, *(self._busy_s.get(name, 0.0) for name in keep)])
-        price_s = 0.0
+        evicted_s = 0.0
         for victim in gone:
             drain_s = max(drain_s, self._busy_s.get(victim, 0.0))
             wanted = self._memory.demand.next_minute(victim, self._now)
             again = min(1.0, wanted / max(self._holders.get(victim, 1), 1))
-            price_s += load_s(view, victim) * again
+            evicted_s += load_s(view, victim) * again
         after = tuple(token if name == model else by_name[name] for name in keep)
         # Loads of one host run one after the other.
-        loading_s = load_s(view, model) + max(self._loads.values(), default=0.0)
+        own_s = load_s(view, model)
+        price_s = (self._prices.load - 1) * own_s + self._prices.eviction * evicted_s
+        loading_s = own_s + max(self._loads.values(), default=0.0)
         return Step(after, loading_s, price_s, drain_s)
 
     def _token_of(self, model: str) -> str:
@@ -128,19 +186,23 @@ class HostOutlook:
 class Lane:
     """Jobs that differ only in their lengths: where they may go, and how fast each token is there.
 
-    on: by host index: token of the runner, seconds a prompt and an output token, or None.
+    By host index: token of the runner; seconds a prompt and an output token, or None.
+    slots: those of these hosts, in an order of promise; None = not made yet.
     """
 
     def __init__(self, job: Job, hosts: Sequence[HostOutlook], memory: Memory) -> None:
+        self.slots: Sequence[Slot] | None = None
         self.ratio = memory.prompt_ratio(job.model)
         self.has_affinity = bool(job.prefix)
         self.tokens = [""] * len(hosts)
         self.rates: list[tuple[float, float] | None] = [None] * len(hosts)
-        self._rest_s: dict[int, float] = {}
+        self._loading_s: dict[int, float] = {}
         self._harm: dict[int, float] = {}
         for index, host in enumerate(hosts):
             view = host.view
             if not view.is_eligible(job):
+                continue
+            if host.is_side and not host.may_join(job):
                 continue
             slowed = slow_down(view, job.model, joins=host.free() > 0)
             pace = memory.pace(view.spec.id, job.model, size_bytes(view, job.model))
@@ -168,8 +230,8 @@ class Lane:
         own_s: list[float | None] = [
             None if rate is None else prompt * rate[0] + tokens * rate[1] for rate in self.rates
         ]
-        for index, rest_s in self._rest_s.items():
-            own_s[index] = (own_s[index] or 0.0) + rest_s
+        for index, loading_s in self._loading_s.items():
+            own_s[index] = (own_s[index] or 0.0) + loading_s
         if job.prefix:
             for index, rate in enumerate(self.rates):
                 if rate is not None:
@@ -192,9 +254,9 @@ class Lane:
 
         Busy runners share a host's time, so each job of another model loses what this one takes.
         """
-        rest_s = host.loading_s(job.model)
-        if rest_s:
-            self._rest_s[index] = rest_s
+        loading_s = host.loading_s(job.model)
+        if loading_s:
+            self._loading_s[index] = loading_s
         others = sum(
             count for model, count in host.view.in_flight_by_model.items() if model != job.model
         )
@@ -217,3 +279,25 @@ def holders_of(hosts: Sequence[HostView]) -> dict[str, int]:
         for model in host.resident:
             holders[model] = holders.get(model, 0) + 1
     return holders
+
+
+def promising(
+    jobs: Sequence[Job], hosts: Sequence[HostView], memory: Memory, few: int, now: float
+) -> list[HostView]:
+    """Of many hosts those worth a close look: for each job the best free and the soonest free.
+
+    jobs: one of each lane.
+    """
+    chosen: set[int] = set()
+    for job in jobs:
+        free: list[tuple[float, int]] = []
+        busy: list[tuple[float, int]] = []
+        for index, host in enumerate(hosts):
+            if host.is_eligible(job):
+                took = phases(memory, job, host, needs_load=host.needs_load(job))
+                if host.in_flight < host.concurrency:
+                    free.append((sum(took), index))
+                else:
+                    busy.append((soonest_s(memory, host, now) + sum(took), index))
+        chosen.update(index for _, index in nsmallest(few, free) + nsmallest(few, busy))
+    return [host for index, host in enumerate(hosts) if index in chosen]
