@@ -129,6 +129,7 @@ async def page(request: web.Request) -> web.Response:
         _now_iso(),
         __version__,
         _base_url(request),
+        services.journal.calibration.rows(),
     )
     return _render(request, "status.html", view)
 

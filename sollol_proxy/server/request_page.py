@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from sollol_proxy.core.types import Cost, Decision, JobKind, RequestRecord
+from sollol_proxy.core.types import Cost, Decision, JobKind, RequestRecord, Term
 from sollol_proxy.server.figures import NOTHING, count, duration, figure, share, size
 from sollol_proxy.server.links import LINKS, Links
 from sollol_proxy.server.request_row import (
@@ -21,6 +21,9 @@ from sollol_proxy.server.request_row import (
     price,
     request_row,
 )
+
+_LONG_S = 10.0
+"""Sums of seconds from here on are shown with two places, shorter ones with three."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,7 @@ class RequestView:
     """Everything the page of one request shows.
 
     lead: in place of the chosen host, where there is none.
-    candidates: the chosen host first.
+    candidates: the chosen host first. are_seconds: their terms are seconds that add up.
     parts: where several hosts were to carry it out; those that did not come first.
     """
 
@@ -90,6 +93,7 @@ class RequestView:
     facts: tuple[Fact, ...]
     columns: tuple[str, ...]
     candidates: tuple[CandidateRow, ...]
+    are_seconds: bool
     parts: tuple[PartRow, ...]
 
 
@@ -122,6 +126,7 @@ def request_view(record: RequestRecord, version: str, *, is_running: bool = Fals
         facts=_facts(record, is_running=is_running),
         columns=columns,
         candidates=candidates,
+        are_seconds=decision is not None and _add_up(decision),
         parts=parts,
     )
 
@@ -146,20 +151,46 @@ def _parts(record: RequestRecord) -> tuple[PartRow, ...]:
 
 
 def _candidates(decision: Decision) -> tuple[tuple[str, ...], tuple[CandidateRow, ...]]:
-    priced = [(decision.host_id, decision.cost)]
-    priced += [(other.host_id, other.cost) for other in decision.runners_up]
+    priced = _priced(decision)
     columns = tuple(dict.fromkeys(term.name for _, cost in priced for term in cost.terms))
     best = max((_worth(cost) for _, cost in priced), default=0.0)
+    places: int | None = None
+    if _add_up(decision):
+        places = 3 if max(cost.total for _, cost in priced) < _LONG_S else 2
     return columns, tuple(
         CandidateRow(
             host=host,
             is_chosen=place == 0,
-            score=price(cost),
+            score=price(cost) if places is None else _seconds(_shown_sum(cost, places), places),
             share=share(_worth(cost), best),
-            terms=_term_cells(cost, columns),
+            terms=_term_cells(cost, columns, places),
         )
         for place, (host, cost) in enumerate(priced)
     )
+
+
+def _priced(decision: Decision) -> list[tuple[str, Cost]]:
+    others = [(other.host_id, other.cost) for other in decision.runners_up]
+    return [(decision.host_id, decision.cost), *others]
+
+
+def _add_up(decision: Decision) -> bool:
+    """Whether costs are seconds, and each the sum of its terms."""
+    return decision.predicted_total_s is not None and all(
+        cost.score is None
+        and cost.terms
+        and math.isclose(sum(term.value for term in cost.terms), cost.total, abs_tol=1e-6)
+        for _, cost in _priced(decision)
+    )
+
+
+def _shown_sum(cost: Cost, places: int) -> float:
+    """Of the terms as they are shown, so that whoever adds them up comes to the same."""
+    return sum(round(term.value, places) for term in cost.terms)
+
+
+def _seconds(value: float, places: int) -> str:
+    return f"{value:,.{places}f} s"
 
 
 def _worth(cost: Cost) -> float:
@@ -167,10 +198,15 @@ def _worth(cost: Cost) -> float:
     return 1 / max(cost.total, 1e-3) if cost.score is None else cost.score
 
 
-def _term_cells(cost: Cost, columns: Sequence[str]) -> tuple[TermCell, ...]:
+def _term_cells(cost: Cost, columns: Sequence[str], places: int | None) -> tuple[TermCell, ...]:
+    """places: of seconds; None = the terms are none."""
+
+    def value(term: Term) -> str:
+        return figure(term.value) if places is None else _seconds(term.value, places)
+
     terms = {term.name: term for term in cost.terms}
     return tuple(
-        TermCell(name, figure(terms[name].value), terms[name].text)
+        TermCell(name, value(terms[name]), terms[name].text)
         if name in terms
         else TermCell(name, NOTHING, "")
         for name in columns
@@ -218,6 +254,7 @@ def _facts(record: RequestRecord, *, is_running: bool) -> tuple[Fact, ...]:
         Fact("Model", record.model or NOTHING),
         Fact("Kind", record.kind),
         *_scheduling_facts(record),
+        *_predicted_facts(record),
         Fact("Status", str(record.status) if record.status else no_status),
         Fact("Answered by", answered_by),
         Fact("Streamed", "yes" if record.stream else "no"),
@@ -236,6 +273,7 @@ def _facts(record: RequestRecord, *, is_running: bool) -> tuple[Fact, ...]:
         Fact("Loading", duration(seen.load_s)),
         Fact("Prompt", duration(seen.prefill_s)),
         Fact("Output", duration(seen.decode_s)),
+        Fact("At the host", duration(seen.total_s)),
         Fact("Speed", NOTHING if speed is None else f"{figure(speed)} tokens/s"),
     )
 
@@ -248,4 +286,15 @@ def _scheduling_facts(record: RequestRecord) -> tuple[Fact, ...]:
         Fact("Task type", record.task_type),
         Fact("Complexity", record.complexity),
         Fact("Priority", str(record.priority)),
+    )
+
+
+def _predicted_facts(record: RequestRecord) -> tuple[Fact, ...]:
+    """What is to be compared with the time in the queue and at the host; nothing without it."""
+    decision = record.decision
+    if decision is None or decision.predicted_total_s is None:
+        return ()
+    return (
+        Fact("Predicted wait", duration(decision.predicted_wait_s)),
+        Fact("Predicted at the host", duration(decision.predicted_total_s)),
     )

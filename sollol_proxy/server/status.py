@@ -13,6 +13,7 @@ from sollol_proxy.config.schema import AlertsSection
 from sollol_proxy.core.snapshots import Snapshot
 from sollol_proxy.core.types import HostState, RequestRecord
 from sollol_proxy.server.alerts import Severity, Standing, alerts, standing, states_in_words
+from sollol_proxy.server.calibration import CalibrationRow
 from sollol_proxy.server.figures import (
     NOTHING,
     clock,
@@ -109,6 +110,7 @@ def view(
     now_iso: str,
     version: str,
     base_url: str,
+    calibration: Sequence[CalibrationRow] = (),
 ) -> PageView:
     """The status page.
 
@@ -117,7 +119,8 @@ def view(
         Links do not use it.
     """
     found = alerts(snapshot, config_alerts, now_iso)
-    cards = tuple(host_card(host) for host in snapshot.hosts)
+    by_host = {row.host_id: row for row in calibration}
+    cards = tuple(host_card(host, by_host.get(host.spec.id)) for host in snapshot.hosts)
     few = len(cards) <= _MOST_CARDS
     word = standing(snapshot)
     shown = min(len(snapshot.waiting), _WAITING_ROWS)
@@ -136,7 +139,7 @@ def view(
             for alert in found[:_ALERT_ROWS]
         ),
         alerts_more=_more(len(found) - _ALERT_ROWS, "alert"),
-        tiles=tiles(snapshot, records, config_alerts, now_iso),
+        tiles=tiles(snapshot, records, config_alerts, now_iso, calibration),
         cards=tuple(card for card in cards if few or card.state is not HostState.HEALTHY),
         rows=tuple(card for card in cards if not few and card.state is HostState.HEALTHY),
         levels=_levels(snapshot),

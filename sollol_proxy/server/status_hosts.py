@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from sollol_proxy.core.snapshots import HostSnapshot
 from sollol_proxy.core.types import HostState, ResidentModel
 from sollol_proxy.server.alerts import retry_in_words
+from sollol_proxy.server.calibration import CalibrationRow
 from sollol_proxy.server.figures import (
     NOTHING,
     count,
@@ -52,6 +53,7 @@ class HostCard:
 
     state: names the colour and the shape. retry: empty unless ejected.
     installed: the number of models and what they take on disk.
+    prediction: real ÷ predicted time and the mean error; empty where none was predicted.
     """
 
     id: str
@@ -72,9 +74,10 @@ class HostCard:
     speed: str
     completed: str
     failures: str
+    prediction: str
 
 
-def host_card(host: HostSnapshot) -> HostCard:
+def host_card(host: HostSnapshot, calibration: CalibrationRow | None = None) -> HostCard:
     """Everything about one host."""
     spec = host.spec
     return HostCard(
@@ -96,7 +99,14 @@ def host_card(host: HostSnapshot) -> HostCard:
         speed=NOTHING if host.decode_tokens_per_s is None else figure(host.decode_tokens_per_s),
         completed=count(host.completed),
         failures=count(host.failures),
+        prediction=_prediction(calibration),
     )
+
+
+def _prediction(row: CalibrationRow | None) -> str:
+    if row is None or row.ratio_median is None:
+        return ""
+    return f"{figure(row.ratio_median)} · ± {duration(row.total_error_s)}"
 
 
 def _installed(host: HostSnapshot) -> str:

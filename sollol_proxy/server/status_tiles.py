@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median
 
 from sollol_proxy.config.schema import AlertsSection
 from sollol_proxy.core.snapshots import Snapshot
 from sollol_proxy.core.types import RequestRecord
 from sollol_proxy.server.alerts import states_in_words
-from sollol_proxy.server.figures import count, duration, instant, percent, plural, size
+from sollol_proxy.server.calibration import CalibrationRow
+from sollol_proxy.server.figures import (
+    count,
+    duration,
+    figure,
+    instant,
+    percent,
+    plural,
+    size,
+)
 from sollol_proxy.server.request_row import TONES, Tone
 
 
@@ -26,9 +35,16 @@ class Tile:
 
 
 def tiles(
-    snapshot: Snapshot, records: Sequence[RequestRecord], section: AlertsSection, now_iso: str
+    snapshot: Snapshot,
+    records: Sequence[RequestRecord],
+    section: AlertsSection,
+    now_iso: str,
+    calibration: Sequence[CalibrationRow] = (),
 ) -> tuple[Tile, ...]:
-    """Hosts, load, queue, and what the requests of `records` came to; newest first."""
+    """Hosts, load, queue, and what the requests of `records` came to; newest first.
+
+    A policy that predicts no time has no tile of how near its predictions came.
+    """
     hosts = snapshot.hosts
     up = sum(host.state.is_routable for host in hosts)
     busy = sum(host.in_flight > 0 for host in hosts)
@@ -70,7 +86,22 @@ def tiles(
             if resident
             else "no model",
         ),
+        *_prediction_tile(calibration),
     )
+
+
+def _prediction_tile(calibration: Sequence[CalibrationRow]) -> tuple[Tile, ...]:
+    """Over all hosts, each as often as it had requests."""
+    ratios: list[float] = []
+    errors_s: list[float] = []
+    for row in calibration:
+        if row.ratio_median is not None and row.total_error_s is not None:
+            ratios += [row.ratio_median] * row.count
+            errors_s += [row.total_error_s] * row.count
+    if not ratios:
+        return ()
+    note = f"of {plural(len(ratios), 'request')}; off by {duration(fmean(errors_s))} on average"
+    return (Tile("Real / predicted", figure(median(ratios)), note),)
 
 
 def _success_tile(records: Sequence[RequestRecord], section: AlertsSection) -> Tile:

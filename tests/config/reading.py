@@ -12,7 +12,7 @@ from sollol_proxy.config.load import load_as_written
 from sollol_proxy.config.schema import Config
 from sollol_proxy.errors import ConfigError, ConfigProblem
 
-POLICIES = ("seven_factor", "least_in_flight", "round_robin")
+POLICIES = ("completion_time", "seven_factor", "least_in_flight", "round_robin")
 
 
 def read(

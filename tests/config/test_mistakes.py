@@ -12,7 +12,12 @@ from tests.config.reading import mistakes, problems, read
     [
         ("listen: a", 1, "listen", '"a" is not ADDRESS:PORT'),
         ("\npolicy: round_robbin", 2, "policy", "did you mean `round_robin`?"),
-        ("\npolicy: x", 2, "policy", "known: seven_factor, least_in_flight, round_robin"),
+        (
+            "\npolicy: x",
+            2,
+            "policy",
+            "known: completion_time, seven_factor, least_in_flight, round_robin",
+        ),
         ("policy: 7", 1, "policy", "7 is not text"),
         ("hosts: a", 1, "hosts", '"a" is not a list'),
         ("hosts:\n- a\n- 7", 3, "hosts[1]", "7 is not a group of `key: value` lines"),

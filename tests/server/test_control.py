@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -114,6 +116,63 @@ async def test_stats_tell_what_was_learnt() -> None:
     assert body["queue"]["waiting"] == 0
 
 
+async def test_stats_and_page_tell_how_near_predictions_came() -> None:
+    async with pool(sim("a"), policy="completion_time") as p:
+        for _ in range(3):
+            await p.generate()
+        _, _, body = await get(p, "/sollol/stats")
+        [row] = body["calibration"]
+        assert (row["host"], row["count"]) == ("a", 3)
+        assert row["total_ratio_median"] > 0
+        assert row["total_error_mean_s"] >= 0
+        assert row["wait_error_mean_s"] >= 0
+        _, _, page = await get(p, "/sollol/")
+        assert "of 3 requests; off by " in page
+
+
+async def test_learnt_is_forgotten_when_the_stats_are_reset() -> None:
+    async with pool(sim("a"), policy="completion_time") as p:
+        for _ in range(3):
+            await p.generate()
+        _, _, before = await get(p, "/sollol/stats")
+        assert before["learnt"]
+        async with p.client.post(f"{p.proxy.url}/sollol/stats/reset") as response:
+            assert response.status == 200
+            body = await response.json()
+        assert (body["learnt"], body["calibration"]) == ([], [])
+        assert body.keys() == before.keys()
+        _, _, hosts = await get(p, "/sollol/hosts")
+        assert hosts["hosts"][0]["decode_tokens_per_s"] is None
+        await p.generate()
+        _, _, after = await get(p, "/sollol/stats")
+        assert [row["count"] for row in (*after["learnt"], *after["calibration"])] == [1, 1]
+
+
+async def test_stats_are_not_reset_by_a_foreign_web_page_or_a_look() -> None:
+    async with pool(sim("a")) as p:
+        await p.generate()
+        url = f"{p.proxy.url}/sollol/stats/reset"
+        async with p.client.post(url, headers={"Origin": "http://evil.example"}) as response:
+            assert response.status == 403
+        async with p.client.get(url) as response:
+            assert response.status == 404
+        _, _, body = await get(p, "/sollol/stats")
+        assert len(body["learnt"]) == 1
+
+
+async def test_waiting_job_says_on_the_page_when_its_turn_comes() -> None:
+    busy = sim("a", time_scale=1.0, decode_tps=0.1)
+    async with pool(busy, policy="completion_time") as p:
+        asked = [asyncio.create_task(p.generate()) for _ in range(2)]
+        await p.proxy.until(lambda s: any("frees in" in job.reason for job in s.waiting))
+        _, _, page = await get(p, "/sollol/")
+        for each in asked:
+            each.cancel()
+        await asyncio.wait(asked)
+        await p.proxy.until_idle()
+    assert re.search(r"host a frees in \d+\.\d s and then needs \d+\.\d s<", page)
+
+
 async def test_requests_are_listed_newest_first_and_bounded() -> None:
     async with pool(sim("a"), limits={"records": 3}) as p:
         ids = []
@@ -153,7 +212,7 @@ async def test_pages_are_rendered_for_browsers() -> None:
             assert text in page
         status, kind, page = await get(p, f"/sollol/requests/{request_id}", Accept="text/html,*/*")
         assert (status, kind) == (200, "text/html")
-        assert "seven_factor" in page
+        assert "completion_time" in page
         async with p.client.get(f"{p.proxy.url}/sollol", allow_redirects=False) as moved:
             assert (moved.status, moved.headers["Location"]) == (308, "/sollol/")
 

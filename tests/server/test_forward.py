@@ -34,14 +34,20 @@ BODIES: dict[str, dict[str, Any]] = {
 }
 
 
-async def test_request_is_explained_in_headers_and_afterwards() -> None:
-    async with pool(sim("a"), sim("b")) as p:
+@pytest.mark.parametrize(
+    ("policy", "header", "terms"),
+    [("completion_time", "X-SOLLOL-Cost", 4), ("seven_factor", "X-SOLLOL-Score", 7)],
+)
+async def test_request_is_explained_in_headers_and_afterwards(
+    policy: str, header: str, terms: int
+) -> None:
+    async with pool(sim("a"), sim("b"), policy=policy) as p:
         response, text = await p.generate()
         assert json.loads(text.splitlines()[-1])["done"] is True
         headers = response.headers
         assert headers["X-SOLLOL-Host"] in ("a", "b")
-        assert headers["X-SOLLOL-Policy"] == "seven_factor"
-        assert float(headers["X-SOLLOL-Score"]) > 0
+        assert headers["X-SOLLOL-Policy"] == policy
+        assert float(headers[header]) > 0
         assert headers["X-SOLLOL-Attempts"] == "1"
         assert "Server" not in headers
         url = f"{p.proxy.url}/sollol/requests/{headers['X-SOLLOL-Request-Id']}"
@@ -53,7 +59,8 @@ async def test_request_is_explained_in_headers_and_afterwards() -> None:
         assert decision["host"] == headers["X-SOLLOL-Host"]
         [other] = decision["alternatives"]
         assert {decision["host"], other["host"]} == {"a", "b"}
-        assert len(decision["terms"]) == len(other["terms"]) == 7
+        assert len(decision["terms"]) >= terms
+        assert len(other["terms"]) >= terms
         await p.proxy.until_idle()
 
 

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from decimal import Decimal
 
 import pytest
 from aiohttp import ClientSession
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sollol_proxy.core.types import Candidate, Cost, JobKind, Outcome, RequestRecord
+from sollol_proxy.core.types import (
+    Candidate,
+    Cost,
+    JobKind,
+    Observation,
+    Outcome,
+    RequestRecord,
+    Term,
+)
 from sollol_proxy.server.links import request_href
 from sollol_proxy.server.request_page import request_view
 from tests.server.samples import DECISION, RECORD, RECORDS, Page, assert_harmless, request_html
@@ -70,6 +79,67 @@ def test_request_page_marks_a_cost_as_such_when_the_policy_has_no_score() -> Non
         ("cost 2", "100.0%"),
         ("cost 8", "25.0%"),
     ]
+
+
+def seconds(**values: float) -> Cost:
+    terms = tuple(Term(name, value, f"{name} it is") for name, value in values.items())
+    return Cost(sum(values.values()), terms)
+
+
+@pytest.mark.parametrize(
+    ("other", "chosen", "cells"),
+    [
+        pytest.param(
+            seconds(wait=2.5, decode=0.25),
+            "1.237 s",
+            ["0.000 s", "0.004 s", "1.233 s"],
+            id="short",
+        ),
+        pytest.param(
+            seconds(wait=12.0, decode=0.25), "1.23 s", ["0.00 s", "0.00 s", "1.23 s"], id="long"
+        ),
+    ],
+)
+def test_request_page_shows_seconds_that_add_up_to_their_sum(
+    other: Cost, chosen: str, cells: list[str]
+) -> None:
+    decision = replace(
+        DECISION,
+        cost=seconds(wait=0.0, prefill=0.0036, decode=1.2333),
+        runners_up=(Candidate("attic", other),),
+        predicted_wait_s=3.0,
+        predicted_total_s=1.2369,
+    )
+    observation = Observation(total_s=1.5, output_tokens=3)
+    view = request_view(replace(RECORD, decision=decision, observation=observation), "1.2.3")
+    assert view.are_seconds
+    assert view.candidates[0].score == chosen
+    assert [cell.value for cell in view.candidates[0].terms] == cells
+    facts = {fact.label: fact.value for fact in view.facts}
+    assert (facts["Predicted wait"], facts["Predicted at the host"]) == ("3.0 s", "1.2 s")
+    assert facts["At the host"] == "1.5 s"
+    page = Page(request_html(view))
+    for text in ("Sum", chosen, "decode it is", *cells):
+        assert text in page.text
+    assert "Score" not in page.text
+
+
+@given(values=st.lists(st.lists(st.floats(0, 500), min_size=1, max_size=5), min_size=1, max_size=4))
+def test_sum_on_the_request_page_is_that_of_the_seconds_shown(values: list[list[float]]) -> None:
+    costs = [seconds(**{f"t{n}": value for n, value in enumerate(row)}) for row in values]
+    others = tuple(Candidate(f"h{n}", cost) for n, cost in enumerate(costs[1:]))
+    decision = replace(DECISION, cost=costs[0], runners_up=others, predicted_total_s=1.0)
+    for row in request_view(replace(RECORD, decision=decision), "1.2.3").candidates:
+        shown = [Decimal(cell.value.removesuffix(" s")) for cell in row.terms if cell.text]
+        assert Decimal(row.score.replace(",", "").removesuffix(" s")) == sum(shown)
+
+
+@pytest.mark.parametrize(
+    "cost", [Cost(2.0), Cost(2.0, (Term("gpu", 2.0, ""),), 50.0), Cost(2.0, (Term("x", 1.0, ""),))]
+)
+def test_request_page_does_not_call_seconds_what_adds_up_to_nothing(cost: Cost) -> None:
+    decision = replace(DECISION, cost=cost, runners_up=(), predicted_total_s=2.0)
+    assert not request_view(replace(RECORD, decision=decision), "1.2.3").are_seconds
 
 
 def test_request_page_says_so_when_no_host_was_chosen() -> None:

@@ -11,6 +11,7 @@ from aiohttp import ClientSession
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sollol_proxy.core.policies.base import Hold
 from sollol_proxy.core.snapshots import Snapshot, WaitingJob
 from sollol_proxy.core.types import (
     HostSpec,
@@ -23,6 +24,7 @@ from sollol_proxy.core.types import (
 )
 from sollol_proxy.server import control, status
 from sollol_proxy.server.alerts import alerts
+from sollol_proxy.server.calibration import CalibrationRow
 from sollol_proxy.server.links import LINKS
 from sollol_proxy.server.request_row import Tone
 from sollol_proxy.server.status_hosts import Bar
@@ -256,3 +258,35 @@ def test_levels_run_from_ten_to_one_and_scale_to_the_fullest() -> None:
         ("2", "50.0%"),
         ("4", "100.0%"),
     ]
+
+
+def test_page_tells_how_near_predictions_came_overall_and_by_host() -> None:
+    rows = [
+        CalibrationRow("gpu-box", 30, 1.08, 1.2, 0.4),
+        CalibrationRow("attic", 10, 2.0, 5.2, None),
+        CalibrationRow("gone", 5, None, None, 3.0),
+    ]
+    view = status.view(pool(HEALTHY, EJECTED), (), SECTION, NOW, "1.2.3", BASE, rows)
+    tile = view.tiles[-1]
+    assert (tile.label, tile.value) == ("Real / predicted", "1.08")
+    assert tile.note == "of 40 requests; off by 2.2 s on average"
+    assert [card.prediction for card in view.cards] == ["1.08 · ± 1.2 s", "2 · ± 5.2 s"]
+    page = Page(status_html(view))
+    for text in ("off by 2.2 s on average", "1.08 · ± 1.2 s"):
+        assert text in page.text
+    assert page.text.count("Real / predicted") == 3
+
+
+@pytest.mark.parametrize("rows", [(), (CalibrationRow("gpu-box", 5, None, None, 3.0),)])
+def test_page_is_silent_about_predictions_when_no_time_was_predicted(
+    rows: tuple[CalibrationRow, ...],
+) -> None:
+    view = status.view(pool(HEALTHY), (), SECTION, NOW, "1.2.3", BASE, rows)
+    assert "Real / predicted" not in Page(status_html(view)).text
+
+
+def test_page_tells_why_a_job_is_held_beside_an_idle_host() -> None:
+    hold = Hold(JOB.id, "a", wait_s=2.1, own_s=1.6, idle_host_id="c", idle_s=11.0)
+    snapshot = replace(pool(HEALTHY), waiting_total=1, waiting=(WaitingJob(JOB, 3.0, hold.reason),))
+    text = "host a frees in 2.1 s and then needs 1.6 s; host c would need 11.0 s"
+    assert text in Page(status_html(_view(snapshot))).text
