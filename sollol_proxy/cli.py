@@ -81,6 +81,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, Mapping[str, str]], int]] = {
 _LAB = {
     "demo": ("sollol_proxy.lab.demo", "start a small pool and the proxy in front of it"),
     "simulate": ("sollol_proxy.lab.simulate", "compare policies in virtual time"),
+    "replay": ("sollol_proxy.lab.replay", "play a decision log again in virtual time"),
 }
 """Commands of the laboratory: module with `add_arguments` and `run`, and what the help says.
 

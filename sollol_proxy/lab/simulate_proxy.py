@@ -1,8 +1,8 @@
 """The proxy in the simulated world: the real `Scheduler`, told what it would be told live.
 
 It sees estimates of prompts, probes, first bytes, the figures of finished answers and failures,
-and never a length before its end. Bounds and intervals are the configuration's defaults; the rules
-of second attempts are those of `server.forward`.
+and never a length before its end. Bounds and intervals are a configuration's, or the defaults; the
+rules of second attempts are those of `server.forward`.
 """
 
 from __future__ import annotations
@@ -45,16 +45,29 @@ class ProxyFront:
     """A scheduler with one of the core's policies.
 
     policy: a name of `core.policies` or a dotted path.
+    config, specs: bounds, and what is configured of the hosts; None = the defaults, and what an
+        operator would have written of `hosts`.
+    job_of: what the proxy makes of a request.
 
     Raises:
         ConfigError: there is no such policy.
     """
 
-    def __init__(self, policy: str, hosts: Sequence[SimSpec], seed: int) -> None:
+    def __init__(
+        self,
+        policy: str,
+        hosts: Sequence[SimSpec],
+        seed: int,
+        *,
+        config: Config | None = None,
+        specs: Sequence[HostSpec] | None = None,
+        job_of: Callable[[Request], Job] | None = None,
+    ) -> None:
         rng = Random(seed)
-        self._config = Config()
+        self._config = Config() if config is None else config
+        self._job_of = _job_of if job_of is None else job_of
         self._scheduler = Scheduler(
-            [_spec_of(host) for host in hosts],
+            [_spec_of(host) for host in hosts] if specs is None else specs,
             make_policy(policy, rng),
             scheduler_rules(self._config),
             rng=rng,
@@ -82,7 +95,7 @@ class ProxyFront:
 
     def arrive(self, request: Request) -> None:
         """Queue it."""
-        self._submit(request, _job_of(request))
+        self._submit(request, self._job_of(request))
 
     def first_byte(self, attempt: Attempt) -> None:
         """Say that its answer has begun."""

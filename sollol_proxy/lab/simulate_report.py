@@ -99,7 +99,7 @@ def table(lines: Iterable[Line]) -> str:
         over = f", median of {seeds} seeds" if seeds > 1 else ""
         rows = [["policy", *(title for title, _, _ in _COLUMNS)]]
         rows += [[policy, *map(str, _row(runs))] for policy, runs in policies.items()]
-        blocks.append(f"{workload} on {pool}, load {load}{over}; seconds\n{_aligned(rows)}")
+        blocks.append(f"{workload} on {pool}, load {load}{over}; seconds\n{aligned(rows)}")
         if any(len(line["by_priority"]) > 1 for runs in policies.values() for line in runs):
             blocks.append(_priorities(policies))
     return "\n\n".join(blocks) + "\n"
@@ -126,10 +126,11 @@ def _priorities(policies: Mapping[str, Sequence[Line]]) -> str:
             values = [r["by_priority"][level]["p95_s"] for r in runs if level in r["by_priority"]]
             cells.append(format(median(values), ".2f") if values else "-")
         rows.append([policy, *cells])
-    return _aligned(rows)
+    return aligned(rows)
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Columns below each other, the first one left, the others right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(

@@ -37,13 +37,17 @@ _ROUNDING_S = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """How a request ended. host_id: the last one that had it; empty = none did."""
+    """How a request ended.
+
+    host_id, attempt: at the last host that had it; empty and None = none did.
+    """
 
     request: Request
     ok: bool
     ended_s: float
     first_token_s: float | None = None
     host_id: str = ""
+    attempt: Attempt | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,7 @@ class World:
     """Runs one front over one pool and one list of requests.
 
     faults: draws the hosts' faults; None = there are none.
+    patience_s: how long a client waits for the end of its answer.
     """
 
     def __init__(
@@ -87,8 +92,10 @@ class World:
         front: Front,
         *,
         faults: Random | None = None,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self.now = 0.0
+        self._patience_s = patience_s
         self.hosts: Mapping[str, FallibleHost] = {spec.id: FallibleHost(spec) for spec in hosts}
         self.served: list[Served] = []
         self.samples: list[Sample] = []
@@ -117,6 +124,7 @@ class World:
         job = SimJob(
             model=request.model,
             output_tokens=request.output_tokens,
+            num_ctx=request.num_ctx,
             tokens=request.prompt_tokens,
             blocks=request.blocks(),
             blocks_after=request.blocks(answered=True),
@@ -150,6 +158,7 @@ class World:
                 self.now,
                 attempt.first_token_s if attempt is not None else None,
                 attempt.host_id if attempt is not None else "",
+                attempt,
             )
         )
         self._left -= 1
@@ -180,7 +189,7 @@ class World:
             unfinished = len(self._unfinished)
             self.samples.append(Sample(self.now, max(0, unfinished - busy), unfinished))
         self._arrived += 1
-        self.at(self.now + PATIENCE_S, partial(self._lose_patience, request))
+        self.at(self.now + self._patience_s, partial(self._lose_patience, request))
         self._front.arrive(request)
 
     def _lose_patience(self, request: Request) -> None:

@@ -119,6 +119,7 @@ class Request:
     messages: tokens from the prompt's start to the end of each of its messages; none for a bare
         prompt.
     follow: what the client asks next, `pause_s` after this one is over; its arrived_s is not set.
+    num_ctx: the context length asked for; None = the host's own.
     """
 
     id: str
@@ -134,6 +135,7 @@ class Request:
     messages: tuple[int, ...] = ()
     pause_s: float = 0.0
     follow: Request | None = None
+    num_ctx: int | None = None
 
     def blocks(self, *, answered: bool = False) -> tuple[int, ...]:
         """Names of the whole cache blocks of its prompt, or of prompt and answer."""

@@ -5,7 +5,8 @@ A `.jsonl` file is a recording, one JSON object a request:
     {"arrived_s": 12.5, "model": "llama3", "prompt_tokens": 310, "output_tokens": 84}
 
 `arrived_s` counts from any instant; `priority` (1 to 10) and `stream` may be given. Lines are
-sorted by time; other keys are ignored. Any other file is YAML or JSON:
+sorted by time; other keys are ignored. The proxy's own decision log is such a file: of it, what was
+answered is played. Any other file is YAML or JSON:
 
     models:                   # optional: sizes; default 4.9 GB, 8 billion parameters
       llama3: {size_bytes: 4900000000, params_b: 8}
@@ -31,6 +32,7 @@ from typing import Any
 
 import yaml
 
+from sollol_proxy.lab.replay_log import is_decision_line, parse
 from sollol_proxy.lab.simspec import SimModel
 from sollol_proxy.lab.workload import (
     LONG_CONTEXT,
@@ -84,6 +86,8 @@ def _recording(name: str, text: str) -> Workload:
         if not isinstance(entry, dict):
             raise ValueError(f"line {number} is no object")
         entries.append(entry)
+    if any(map(is_decision_line, entries)):
+        return _decisions(name, text)
     if not entries:
         raise ValueError("has no requests")
     entries.sort(key=lambda entry: float(entry["arrived_s"]))
@@ -105,6 +109,30 @@ def _recording(name: str, text: str) -> Workload:
         before_s = arrived_s
     is_resident = len(models) == 1
     return Workload(name, rows=tuple(rows), arrivals=Arrivals.TRACE, is_resident=is_resident)
+
+
+def _decisions(name: str, text: str) -> Workload:
+    """What was answered of a decision log, with prompts as the proxy estimated them if need be."""
+    log = parse(text.splitlines())
+    if log.broken:
+        raise ValueError(f"line {log.broken[0]} is no line of a decision log")
+    if not log.entries:
+        raise ValueError("has no requests that were answered")
+    models = {entry.model: _model(entry.model) for entry in log.entries}
+    rows = tuple(
+        Row(
+            gap_s=entry.at_s - before_s,
+            prompt_tokens=entry.prompt_tokens,
+            output_tokens=entry.output_tokens,
+            model=models[entry.model],
+            priority=entry.priority,
+            stream=entry.stream,
+        )
+        for entry, before_s in zip(
+            log.entries, [0.0, *(entry.at_s for entry in log.entries)], strict=False
+        )
+    )
+    return Workload(name, rows=rows, arrivals=Arrivals.TRACE, is_resident=len(models) == 1)
 
 
 def _description(name: str, document: object) -> Workload:
