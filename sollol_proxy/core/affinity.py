@@ -16,12 +16,12 @@ ASSUMED_CONTEXT_TOKENS = 4096
 
 
 class _Blocks:
-    """One host's blocks of one model: hash → tokens it stands for, tokens answered after it."""
+    """One host's blocks of one model: hash → tokens, tokens answered after it, the block before."""
 
     __slots__ = ("_blocks", "_tokens")
 
     def __init__(self) -> None:
-        self._blocks: OrderedDict[int, tuple[int, int]] = OrderedDict()
+        self._blocks: OrderedDict[int, tuple[int, int, int | None]] = OrderedDict()
         self._tokens = 0
 
     def matched(self, job: Job) -> int:
@@ -40,7 +40,7 @@ class _Blocks:
         tokens = job.prefix_tokens[low - 1]
         if low < len(prefix):
             # The answer that followed is in the cache too, and in the prompt the next block.
-            _, answer = blocks[prefix[low - 1]]
+            _, answer, _ = blocks[prefix[low - 1]]
             tokens += min(answer, job.prefix_tokens[low] - tokens)
         return tokens
 
@@ -52,19 +52,24 @@ class _Blocks:
             block = job.prefix[index]
             before = job.prefix_tokens[index - 1] if index else 0
             own = max(job.prefix_tokens[index] - before, 0)
-            old_own, old_answer = self._blocks.pop(block, (0, 0))
+            old_own, old_answer, _ = self._blocks.pop(block, (0, 0, None))
             answer = answer_tokens if index == last else old_answer
-            self._blocks[block] = (own, answer)
+            self._blocks[block] = (own, answer, job.prefix[index - 1] if index else None)
             self._tokens += own + answer - old_own - old_answer
         while self._tokens > capacity_tokens and len(self._blocks) > 1:
-            _, (own, answer) = self._blocks.popitem(last=False)
+            _, (own, answer, _) = self._blocks.popitem(last=False)
             self._tokens -= own + answer
 
     def forget(self, job: Job) -> None:
-        """The prompt's blocks turned out not to be there."""
-        for block in job.prefix:
-            own, answer = self._blocks.pop(block, (0, 0))
-            self._tokens -= own + answer
+        """The prompt's blocks turned out not to be there, nor what other prompts had after them."""
+        gone = set(job.prefix)
+        # A block is always used after those behind it, so backwards the beginnings come first.
+        for block in reversed(list(self._blocks)):
+            own, answer, before = self._blocks[block]
+            if block in gone or before in gone:
+                gone.add(block)
+                del self._blocks[block]
+                self._tokens -= own + answer
 
 
 class Affinity:

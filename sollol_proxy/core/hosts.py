@@ -75,6 +75,7 @@ class HostEntry:
         self._jobs: dict[str, Running] = {}
         self._loading: dict[str, str] = {}
         self._by_model: dict[str, int] = {}
+        self._in_flight = 0
         self._aliases: dict[str, tuple[str, ...]] = {}
         self._reported: Mapping[str, ResidentModel] = {}
         self._loads_begun: set[str] = set()
@@ -89,7 +90,7 @@ class HostEntry:
     @property
     def in_flight(self) -> int:
         """Jobs running there that hold a slot."""
-        return sum(self._by_model.values())
+        return self._in_flight
 
     @property
     def in_flight_by_model(self) -> Mapping[str, int]:
@@ -209,12 +210,18 @@ class HostEntry:
         running.was_cold = self.needs_load(job)
         running.beside_load = bool(self._loading)
         self._by_model[job.model] = self._by_model.get(job.model, 0) + 1
+        self._in_flight += 1
         if running.was_cold:
             self._begin_load(job)
 
     def unanswered(self) -> list[Job]:
         """Jobs here that have brought no byte yet."""
         return [each.job for each in self._jobs.values() if each.first_byte_s is None]
+
+    @property
+    def loading(self) -> Collection[str]:
+        """Models that are being loaded for a job."""
+        return self._loading
 
     def is_loading(self, job_id: str) -> bool:
         """Whether the host loads a model for this job."""
@@ -315,6 +322,7 @@ class HostEntry:
         )
 
     def _release(self, job: Job, result: AttemptResult) -> None:
+        self._in_flight -= 1
         left = self._by_model[job.model] - 1
         if left:
             self._by_model[job.model] = left

@@ -41,9 +41,13 @@ def number(value: object) -> float:
     """A finite number ≥ 0."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"expected a number, not {type(value).__name__}")
-    if not isfinite(value) or value < 0:
+    try:
+        result = float(value)
+    except OverflowError:
+        raise ValueError("expected a number that is not that large") from None
+    if not isfinite(result) or result < 0:
         raise ValueError(f"expected a finite number of at least 0, not {value}")
-    return float(value)
+    return result
 
 
 def positive(value: object) -> float:

@@ -32,6 +32,9 @@ FORGETTING = 0.998
 FORGETS_AFTER = 400
 """From so many samples on, each new one takes this factor off the older ones."""
 
+MOST_KEPT = 1e15
+"""Weight or sum of a bin; a file with more was not written by this."""
+
 MAX_CELLS = 4096
 """Models × prompt sizes × task types that are kept apart; others share the coarser ones."""
 
@@ -57,10 +60,7 @@ class Histogram:
 
     def add(self, tokens: float, weight: float = 1.0) -> None:
         """Take an answer's length in."""
-        if self.samples >= FORGETS_AFTER:
-            self._weights = [old * FORGETTING for old in self._weights]
-            self._sums = [old * FORGETTING for old in self._sums]
-        self.samples += 1
+        self._age()
         self._put(tokens, weight)
 
     def add_longer_than(self, tokens: float) -> None:
@@ -69,7 +69,8 @@ class Histogram:
         if weight <= 0:
             self.add(1.5 * tokens + 1)
             return
-        self.samples += 1
+        self._age()
+        weight, _ = self.tail(tokens)
         first = _bin_of(tokens)
         for index in range(first, _BINS):
             part, part_sum = self._part(index, tokens)
@@ -103,9 +104,17 @@ class Histogram:
             place = whole(index)
             if not 0 <= place < _BINS:
                 raise ValueError(f"no bin {place}")
-            histogram._weights[place] = number(weight)
-            histogram._sums[place] = number(total)
+            histogram._weights[place] = _bounded(weight)
+            histogram._sums[place] = _bounded(total)
         return histogram
+
+    def _age(self) -> None:
+        """One more sample: once there are many, the older ones count a little less."""
+        self._tails = None
+        if self.samples >= FORGETS_AFTER:
+            self._weights = [old * FORGETTING for old in self._weights]
+            self._sums = [old * FORGETTING for old in self._sums]
+        self.samples += 1
 
     def _put(self, tokens: float, weight: float) -> None:
         index = _bin_of(tokens)
@@ -227,6 +236,18 @@ class Lengths:
             _cell(self._by_model, model),
         )
         return [histogram for histogram in found if histogram is not None]
+
+
+def _bounded(value: object) -> float:
+    """A weight or sum that can be added up with others.
+
+    Raises:
+        ValueError: it is none.
+    """
+    result = number(value)
+    if result > MOST_KEPT:
+        raise ValueError(f"expected at most {MOST_KEPT:g}, not {result:g}")
+    return result
 
 
 def _size_of(prompt_tokens: int) -> int:

@@ -29,6 +29,10 @@ class Taught(Holder, Protocol):
     def in_flight_by_model(self) -> Mapping[str, int]:
         """Jobs that hold a slot, by canonical model name."""
 
+    @property
+    def loading(self) -> Collection[str]:
+        """Models that are being loaded for a job."""
+
 
 def learn_attempt(
     host: Taught, running: Running, result: AttemptResult, observation: Observation | None
@@ -53,10 +57,13 @@ def learn_residents(
 ) -> None:
     """A probe found `after` in memory where the one before it had found `before`."""
     memory, known = host.memory, host.known
-    known.see(after.values())
+    if known.see(after.values()):
+        memory.paces_changed(host.spec.id, is_first=True)
     memory.see_footprints(after.values())
     for model in {*before, *after}:
-        known.variants.reported(model, after.get(model))
+        if model not in host.loading:
+            # What a probe shows within a load may be the runner that is about to go.
+            known.variants.reported(model, after.get(model))
         if model not in after and model not in host.in_flight_by_model:
             memory.affinity.drop(host.spec.id, model)
     known.room.seen_together(_total(after))

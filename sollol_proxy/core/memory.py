@@ -54,11 +54,13 @@ class HostMemory:
     room: Room = field(default_factory=Room)
     is_cpu: bool | None = None
 
-    def see(self, resident: Iterable[ResidentModel]) -> None:
-        """What a probe found in memory."""
+    def see(self, resident: Iterable[ResidentModel]) -> bool:
+        """What a probe found in memory; whether it changed what kind of host this is."""
+        was = self.is_cpu
         told = [model for model in resident if model.digest]
         if told:
             self.is_cpu = not any(model.size_vram_bytes for model in told)
+        return self.is_cpu is not was
 
     def export(self) -> dict[str, Any]:
         """Everything, for JSON."""
@@ -157,13 +159,15 @@ class Memory:
     def see_footprints(self, resident: Iterable[ResidentModel]) -> None:
         """A probe found these in memory."""
         for model in resident:
-            if model.digest and model.size_bytes and len(self._footprints) < MAX_PROMPTS:
+            has_room = model.name in self._footprints or len(self._footprints) < MAX_PROMPTS
+            if model.digest and model.size_bytes and has_room:
                 self._footprints[model.name] = model.size_bytes
 
     def learn_prompt(self, job: Job, observation: Observation) -> None:
         """A host has counted a prompt."""
         counted, estimated = observation.prompt_tokens, job.prompt_tokens_est
-        if counted and estimated >= MIN_ESTIMATE_TOKENS and len(self._prompts) < MAX_PROMPTS:
+        has_room = job.model in self._prompts or len(self._prompts) < MAX_PROMPTS
+        if counted and estimated >= MIN_ESTIMATE_TOKENS and has_room:
             ratio = min(max(counted / estimated, 0.1), 10.0)
             self._prompts.setdefault(job.model, Rate()).add(ratio)
 

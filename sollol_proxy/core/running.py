@@ -31,7 +31,7 @@ class Running:
     told_s: float | None = None
     usual: tuple[float, float] | None = None
     expected: tuple[float, float] | None = None
-    _weighed_s: float = 0.0
+    _weighed_s: float | None = None
     _stream_seconds: float = 0.0
     _runner_seconds: float = 0.0
 
@@ -52,7 +52,7 @@ class Running:
 
     def weigh(self, streams: int, runners: int, now: float) -> None:
         """Until now, from the last call on, so many ran beside it, itself included."""
-        passed_s = now - (self._weighed_s or self.begun_s)
+        passed_s = now - (self.begun_s if self._weighed_s is None else self._weighed_s)
         if passed_s > 0:
             self._stream_seconds += passed_s * streams
             self._runner_seconds += passed_s * runners
@@ -60,8 +60,8 @@ class Running:
 
     def sharing(self) -> Sharing:
         """What ran beside it on average."""
-        passed_s = self._weighed_s - self.begun_s
-        if not self._weighed_s or passed_s <= 0:
+        passed_s = 0.0 if self._weighed_s is None else self._weighed_s - self.begun_s
+        if passed_s <= 0:
             return Sharing()
         return Sharing(
             max(self._stream_seconds / passed_s, 1.0), max(self._runner_seconds / passed_s, 1.0)

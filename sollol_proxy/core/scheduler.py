@@ -550,7 +550,7 @@ class Scheduler:
         for lane in self._queue.lanes():
             jobs = self._queue.in_lane(lane)
             if self._pool.any_eligible(jobs[0]):
-                for job in jobs:
+                for job in jobs if self._stranded_since else ():
                     self._stranded_since.pop(job.id, None)
                 continue
             may_come = any(self._may_come(host, jobs[0]) for host in self._pool)

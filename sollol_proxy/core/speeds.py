@@ -196,7 +196,10 @@ class Speeds:
             {key: Rate(value) for key, value in values_of(data.get(name, {}), positive).items()}
             for name in ("prefill", "decode", "load_s", "whole_s")
         ]
-        sizes = {key: int(size) for key, size in values_of(data.get("sizes", {}), number).items()}
+        sizes = {
+            key: max(int(size), 1)
+            for key, size in values_of(data.get("sizes", {}), positive).items()
+        }
         speeds = cls(tables[0], tables[1], tables[2], tables[3], sizes)
         if data.get("load_rate") is not None:
             speeds._load_rate.add(positive(data["load_rate"]))

@@ -2,8 +2,9 @@
 
 A runner is loaded with certain options and has to be loaded again for a job that asks for others.
 The context is what Ollama shows of them; the rest is known only of loads that went through the
-proxy. What is not known suits: a load that comes unforeseen is learnt from, and a load foreseen
-that never comes would keep jobs from a host for ever.
+proxy. A context that nobody knows suits: a load that comes unforeseen is learnt from, and a load
+foreseen that never comes would keep jobs from a host for ever. Other options that are not known to
+be the runner's do not; one load tells.
 """
 
 from __future__ import annotations
@@ -61,8 +62,10 @@ class Variants:
             return
         known = self._contexts.get((model, last))
         if known is not None and known != resident.context_length:
-            # Loaded by somebody else since, with options that nobody told us.
+            # Loaded by somebody else since, with options that nobody told us; or what was known is
+            # wrong, which the next load will tell.
             del self._last[model]
+            del self._contexts[model, last]
             return
         if known is None:
             if len(self._contexts) >= MAX_KEYS:

@@ -176,3 +176,15 @@ def test_prompt_without_whole_blocks_is_neither_kept_nor_matched(
     affinity.deny("a", odd)
     assert affinity.matched_tokens("a", odd) == 0
     assert affinity.models("a") == []
+
+
+def test_denied_prompt_takes_what_others_had_behind_its_blocks_with_it() -> None:
+    affinity = Affinity()
+    first = job("a", prefix=(1, 2), prefix_tokens=(64, 128))
+    second = job("b", prefix=(1, 3), prefix_tokens=(64, 128))
+    for each in (first, second):
+        affinity.add("h", each, answer_tokens=0, context_tokens=4096)
+    affinity.deny("h", first)
+    assert affinity.matched_tokens("h", second) == 0
+    affinity.add("h", first, answer_tokens=0, context_tokens=4096)
+    assert affinity.matched_tokens("h", second) == 64

@@ -194,26 +194,31 @@ def test_answer_broken_off_after_more_than_any_other_makes_longer_ones_expected(
 
 @few
 @given(ended=st.lists(tokens, min_size=1, max_size=20), beyond=st.floats(0.5, 200_000.0))
-def test_broken_off_answer_adds_one_sample_and_only_to_what_is_longer(
+def test_broken_off_answer_adds_one_sample_spread_over_what_is_longer(
     ended: list[int], beyond: float
 ) -> None:
     histogram = Histogram()
     for length in ended:
         histogram.add(length)
     shorter = 2 ** (int(2 * log2(max(beyond, 1))) / 2)  # the low edge of the half octave
-    all_before, _ = histogram.tail(0)
+    all_before, sum_before = histogram.tail(0)
     above_before, _ = histogram.tail(shorter)
+    weight, total = histogram.tail(beyond)
     histogram.add_longer_than(beyond)
-    all_after, _ = histogram.tail(0)
+    all_after, sum_after = histogram.tail(0)
     above_after, _ = histogram.tail(shorter)
     assert all_after == pytest.approx(all_before + 1)
     assert above_after == pytest.approx(above_before + 1)
+    spread = total / weight if weight > 0 else 1.5 * beyond + 1
+    assert sum_after - sum_before == pytest.approx(spread, rel=1e-6, abs=1e-3)
 
 
 @few
-@given(ended=samples, beyond=beyonds)
-def test_tail_is_of_lengths_beyond_and_shrinks(ended: list[int], beyond: float) -> None:
-    histogram = Histogram()
+@given(ended=samples.filter(bool), near=st.floats(0.8, 1.2), data=st.data())
+def test_tail_is_of_lengths_beyond_and_shrinks(
+    ended: list[int], near: float, data: st.DataObject
+) -> None:
+    histogram, beyond = Histogram(), near * data.draw(st.sampled_from(ended))
     for length in ended:
         histogram.add(length)
     weight, total = histogram.tail(beyond)
@@ -276,3 +281,14 @@ def test_lengths_restored_from_rubbish_raise_value_error_or_work(given_: object)
 def test_histogram_refuses_bins_that_cannot_be(bins: object) -> None:
     with pytest.raises(ValueError, match=r"bin|expected"):
         Histogram.restored(1, bins)
+
+
+def test_answers_that_were_broken_off_are_forgotten_like_others() -> None:
+    whole, broken = Histogram(), Histogram()
+    for _ in range(400):
+        whole.add(100)
+        broken.add(100)
+    for _ in range(3000):
+        whole.add(100)
+        broken.add_longer_than(50)
+    assert broken.tail(0)[0] == pytest.approx(whole.tail(0)[0])

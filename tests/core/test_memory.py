@@ -324,3 +324,34 @@ def test_spoilt_part_raises_value_error_and_changes_nothing(
 def test_kind_of_a_host_is_refused_when_it_is_no_truth_value(is_cpu: object) -> None:
     with pytest.raises(ValueError, match="is_cpu"):
         HostMemory.restored({"is_cpu": is_cpu})
+
+
+@pytest.mark.parametrize(
+    "given_facts",
+    [
+        {"footprints": {"a": 10**400}},
+        {"hosts": {"h": {"speeds": {"prefill": {"a": 1.0}, "sizes": {"a": 0}}}}},
+        {"lengths": {"by_model": [["m", 1, [[43, 1e308, 1e308], [42, 1e308, 1e308]]]]}},
+    ],
+)
+def test_memory_refuses_numbers_that_it_could_not_reckon_with(given_facts: object) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        Memory().restore(given_facts)
+
+
+def test_pace_follows_when_a_host_turns_out_to_have_no_gpu() -> None:
+    memory = Memory()
+    assert memory.pace("a", MODEL, REFERENCE_BYTES).decode == DEFAULT_DECODE_TOKENS_PER_S
+    assert memory.of("a").see([ResidentModel(MODEL, digest="d", size_bytes=1)])
+    memory.paces_changed("a", is_first=True)
+    slow = DEFAULT_DECODE_TOKENS_PER_S * CPU_RATIO
+    assert memory.pace("a", MODEL, REFERENCE_BYTES).decode == pytest.approx(slow)
+
+
+def test_full_tables_go_on_learning_of_the_models_they_have() -> None:
+    memory = Memory()
+    for number in range(MAX_PROMPTS + 1):
+        memory.see_footprints([ResidentModel(f"m{number}", digest="d", size_bytes=5)])
+    memory.see_footprints([ResidentModel("m0", digest="d", size_bytes=9)])
+    assert memory.footprint_bytes("m0", None) == 9
+    assert memory.footprint_bytes(f"m{MAX_PROMPTS}", None) == 0

@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sollol_proxy.core.types import Job, ResidentModel
+from sollol_proxy.core.types import (
+    AttemptResult,
+    HostReport,
+    InstalledModel,
+    Job,
+    ResidentModel,
+)
 from sollol_proxy.core.variants import MAX_KEYS, Variants
 from tests.core.builders import MODEL, entry, job, spec
 
@@ -177,3 +183,36 @@ def test_contexts_restored_from_rubbish_raise_value_error_or_work(given_: object
     except ValueError:
         return
     variants.suits(asking(4096), holding(4096))
+
+
+def test_probe_within_a_load_teaches_nothing_of_the_new_variant() -> None:
+    """The runner that a probe shows while a load goes on may be the one that is about to go."""
+    host = entry(spec("h"))
+
+    def probe(context: int, now: float) -> None:
+        resident = ResidentModel(MODEL, digest="d", size_bytes=1, context_length=context)
+        host.report(
+            HostReport(
+                "h",
+                ok=True,
+                installed={MODEL: InstalledModel(MODEL, "d")},
+                resident={MODEL: resident},
+            ),
+            now,
+        )
+
+    def asks(id_: str, context: int) -> Job:
+        return replace(asking(context), id=id_)
+
+    probe(4096, 0.0)
+    host.begin(asks("a", 4096), 1.0)
+    host.first_byte("a", 2.0)
+    host.end("a", AttemptResult.COMPLETED, None, "", 3.0)
+    probe(4096, 4.0)
+    host.begin(asks("b", 8192), 5.0)
+    probe(4096, 6.0)
+    host.first_byte("b", 7.0)
+    probe(8192, 8.0)
+    host.end("b", AttemptResult.COMPLETED, None, "", 9.0)
+    assert not host.needs_load(asks("c", 8192))
+    assert host.needs_load(asks("d", 4096))

@@ -19,7 +19,7 @@ from sollol_proxy.core.policies.base import Hold, HostView, Plan, Planner
 from sollol_proxy.core.policies.explain import Price, price_on, reason_for
 from sollol_proxy.core.policies.layout import Layout, Slot, Wish
 from sollol_proxy.core.policies.outlook import HostOutlook, Lane, LoadPrices, holders_of, promising
-from sollol_proxy.core.predict import phases
+from sollol_proxy.core.predict import alone_times
 from sollol_proxy.core.types import Candidate, Decision, Job
 
 MIN_SERVICE_S = 0.05
@@ -72,14 +72,8 @@ class CompletionTime(Planner):
         boost_s = self.options.boost_s
         if boost_s <= 0:
             return 0.0
-        service_s = min(
-            (
-                sum(phases(self.memory, job, host, needs_load=False))
-                for host in hosts
-                if host.is_eligible(job)
-            ),
-            default=boost_s,
-        )
+        times = alone_times(self.memory, job, hosts)
+        service_s = min((own_s for own_s, _ in times), default=boost_s)
         return boost_s * log(-expm1(-max(service_s, MIN_SERVICE_S) / boost_s))
 
     def plan_all(self, waiting: Sequence[Job], hosts: Sequence[HostView], now: float) -> Plan:
@@ -140,11 +134,10 @@ class _Scene:
         holders = holders_of(hosts)
         # In an order that does not depend on that of the pool.
         ordered = sorted(hosts, key=lambda host: (policy.turn_of(host), host.spec.id))
-        self.is_partial = len(hosts) > options.large_pool
-        if self.is_partial:
-            firsts = {_lane_key(job): job for job in reversed(jobs)}.values()
-            few = options.looked_at_hosts
-            ordered = promising(list(firsts), ordered, self._memory, few, now)
+        self.is_partial = False
+        self._looked_at: dict[object, set[str]] | None = None
+        if len(hosts) > options.large_pool:
+            ordered = self._choose(ordered, options.looked_at_hosts, now)
         prices = LoadPrices(options.load_price, options.eviction_price)
         self.hosts = [HostOutlook(host, self._memory, holders, now, prices) for host in ordered]
         self.hosts += [side for host in self.hosts if (side := host.side()) is not None]
@@ -229,7 +222,8 @@ class _Scene:
         key = _lane_key(job)
         lane = self._lanes.get(key)
         if lane is None:
-            lane = self._lanes[key] = Lane(job, self.hosts, self._memory)
+            looked_at = None if self._looked_at is None else self._looked_at[key]
+            lane = self._lanes[key] = Lane(job, self.hosts, self._memory, looked_at)
         own_s = lane.own_s(job, self.hosts, self._memory)
         wish = Wish(
             order,
@@ -243,6 +237,17 @@ class _Scene:
             lane.slots = self._slots_for(wish)
         wish.slots = lane.slots
         return wish
+
+    def _choose(self, hosts: Sequence[HostView], few: int, now: float) -> list[HostView]:
+        """The hosts of a large pool that are worth a close look, in their order."""
+        looked_at = self._looked_at = {}
+        for job in self.jobs:
+            key = _lane_key(job)
+            if key not in looked_at:
+                looked_at[key], leaves_out = promising(job, hosts, self._memory, few, now)
+                self.is_partial = self.is_partial or leaves_out
+        chosen = set().union(*looked_at.values())
+        return [host for host in hosts if host.spec.id in chosen]
 
     def _slots_for(self, wish: Wish) -> list[Slot]:
         """Slots of the hosts that the lane may use, the most promising for its first job first."""

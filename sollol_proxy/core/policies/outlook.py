@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from copy import copy
 from heapq import nsmallest
 from typing import NamedTuple
@@ -12,6 +12,7 @@ from sollol_proxy.core.memory import Memory
 from sollol_proxy.core.policies.base import HostView
 from sollol_proxy.core.policies.layout import Held, Slot, Step
 from sollol_proxy.core.predict import (
+    alone_times,
     load_s,
     output_tokens,
     phases,
@@ -187,10 +188,17 @@ class Lane:
     """Jobs that differ only in their lengths: where they may go, and how fast each token is there.
 
     By host index: token of the runner; seconds a prompt and an output token, or None.
+    looked_at: ids of the hosts to consider; None = all.
     slots: those of these hosts, in an order of promise; None = not made yet.
     """
 
-    def __init__(self, job: Job, hosts: Sequence[HostOutlook], memory: Memory) -> None:
+    def __init__(
+        self,
+        job: Job,
+        hosts: Sequence[HostOutlook],
+        memory: Memory,
+        looked_at: Collection[str] | None,
+    ) -> None:
         self.slots: Sequence[Slot] | None = None
         self.ratio = memory.prompt_ratio(job.model)
         self.has_affinity = bool(job.prefix)
@@ -200,6 +208,8 @@ class Lane:
         self._harm: dict[int, float] = {}
         for index, host in enumerate(hosts):
             view = host.view
+            if looked_at is not None and view.spec.id not in looked_at:
+                continue
             if not view.is_eligible(job):
                 continue
             if host.is_side and not host.may_join(job):
@@ -282,22 +292,19 @@ def holders_of(hosts: Sequence[HostView]) -> dict[str, int]:
 
 
 def promising(
-    jobs: Sequence[Job], hosts: Sequence[HostView], memory: Memory, few: int, now: float
-) -> list[HostView]:
-    """Of many hosts those worth a close look: for each job the best free and the soonest free.
+    job: Job, hosts: Sequence[HostView], memory: Memory, few: int, now: float
+) -> tuple[set[str], bool]:
+    """Of many hosts those worth a close look for a job: the best free and the soonest free ones.
 
-    jobs: one of each lane.
+    By id; and whether free ones were left out.
     """
-    chosen: set[int] = set()
-    for job in jobs:
-        free: list[tuple[float, int]] = []
-        busy: list[tuple[float, int]] = []
-        for index, host in enumerate(hosts):
-            if host.is_eligible(job):
-                took = phases(memory, job, host, needs_load=host.needs_load(job))
-                if host.in_flight < host.concurrency:
-                    free.append((sum(took), index))
-                else:
-                    busy.append((soonest_s(memory, host, now) + sum(took), index))
-        chosen.update(index for _, index in nsmallest(few, free) + nsmallest(few, busy))
-    return [host for index, host in enumerate(hosts) if index in chosen]
+    free: list[tuple[float, str]] = []
+    busy: list[tuple[float, str]] = []
+    for own_s, host in alone_times(memory, job, hosts):
+        seconds = own_s + load_s(host, job.model) if host.needs_load(job) else own_s
+        if host.in_flight < host.concurrency:
+            free.append((seconds, host.spec.id))
+        else:
+            busy.append((soonest_s(memory, host, now) + seconds, host.spec.id))
+    chosen = {host_id for _, host_id in nsmallest(few, free) + nsmallest(few, busy)}
+    return chosen, len(free) > few
