@@ -80,6 +80,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, Mapping[str, str]], int]] = {
 
 _LAB = {
     "demo": ("sollol_proxy.lab.demo", "start a small pool and the proxy in front of it"),
+    "bench": ("sollol_proxy.lab.bench", "compare policies and other proxies over real sockets"),
     "simulate": ("sollol_proxy.lab.simulate", "compare policies in virtual time"),
     "replay": ("sollol_proxy.lab.replay", "play a decision log again in virtual time"),
 }
