@@ -91,6 +91,10 @@ async def test_pull_reaches_every_host_and_shows_one_progress() -> None:
 async def test_pulled_model_is_in_the_list_and_answers_at_once() -> None:
     async with pool(*hosts(), probes={"interval": 300.0, "tags_interval": 300.0}) as p:
         await ask(p, "/api/pull", model="qwen3:8b")
+        # Without waiting for a round, which would come in five minutes.
+        await p.proxy.until(
+            lambda s: any(model.name == "qwen3:8b" for h in s.hosts for model in h.installed)
+        )
         async with p.client.get(f"{p.proxy.url}/api/tags") as tags:
             names = [model["name"] for model in (await tags.json())["models"]]
         assert "qwen3:8b" in names
@@ -301,6 +305,7 @@ async def test_unload_empties_the_memory_of_every_host(path: str) -> None:
         assert (record["done"], record["done_reason"]) == (True, "unload")
         assert response.headers["X-SOLLOL-Hosts"] == "3/3"
         assert [host.resident for host in p.hosts.values()] == [()] * 3
+        await p.proxy.until(lambda s: not any(host.resident for host in s.hosts))
         async with p.client.get(f"{p.proxy.url}/api/ps") as ps:
             assert await ps.json() == {"models": []}
 
