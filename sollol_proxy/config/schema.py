@@ -290,7 +290,7 @@ class Config(Section):
     """
 
     listen: str = "127.0.0.1:11434"
-    policy: str = "seven_factor"
+    policy: str = "completion_time"
     drift: Literal["mix", "newest"] = "mix"
     hosts: tuple[HostSection, ...] = ()
     identity: str | None = None

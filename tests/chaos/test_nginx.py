@@ -14,12 +14,13 @@ from aiohttp import ClientSession, ClientTimeout, TCPConnector
 from sollol_proxy.lab.simhost import preset
 from tests.chaos.compare import Result, arrivals_s, comparable, compare, service_s
 
-TIME_SCALES = {0.3: 40.0, 0.5: 40.0, 0.7: 20.0, 0.85: 12.0}
+TIME_SCALES = {0.3: 40.0, 0.5: 40.0}
 """By load: how much faster than on the wall time runs for the hosts.
 
 Between two jobs our proxy leaves a slot empty for the few milliseconds of a round trip, while
 nginx queues in the host. Speeding up the hosts and not the proxy multiplies that; the higher the
-load, the more it counts, and the less may the hosts be sped up.
+load, the more it counts. At these loads the two are several times apart, on a busy machine too;
+higher ones are for `sollol-proxy bench policies`, which says when the machine was too slow.
 """
 
 ARRIVING_S = 28.0

@@ -84,7 +84,7 @@ def test_key_is_reached_from_file_and_environment(variable: str) -> None:
 @pytest.mark.parametrize(
     ("in_file", "in_environment", "flag", "policy"),
     [
-        (None, None, None, "seven_factor"),
+        (None, None, None, "completion_time"),
         ("round_robin", None, None, "round_robin"),
         ("round_robin", "least_in_flight", None, "least_in_flight"),
         ("round_robin", "", None, "round_robin"),

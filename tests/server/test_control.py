@@ -212,7 +212,7 @@ async def test_pages_are_rendered_for_browsers() -> None:
             assert text in page
         status, kind, page = await get(p, f"/sollol/requests/{request_id}", Accept="text/html,*/*")
         assert (status, kind) == (200, "text/html")
-        assert "seven_factor" in page
+        assert "completion_time" in page
         async with p.client.get(f"{p.proxy.url}/sollol", allow_redirects=False) as moved:
             assert (moved.status, moved.headers["Location"]) == (308, "/sollol/")
 

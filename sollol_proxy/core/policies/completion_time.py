@@ -27,6 +27,10 @@ MIN_SERVICE_S = 0.05
 
 NAMED_RUNNERS_UP = 7
 
+EQUAL_RATIO = 1.1
+"""Idle hosts whose times for a job are within a tenth take turns: learnt speeds of equal hosts
+differ by that much by chance, and who is never used is never measured again."""
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -161,9 +165,10 @@ class _Scene:
         for slot in (slot for slots in self._slots for slot in slots):
             if slot.wishes and slot.states[0][0] <= 0 and slot.turn_s(0) <= 0:
                 wish = slot.wishes[0]
-                if self._take(self.jobs[wish.order], slot.host):
+                host = self._whose_turn(wish, slot)
+                if self._take(self.jobs[wish.order], host):
                     self._started.add(wish.order)
-                    starts.append((wish, slot.host))
+                    starts.append((wish, host))
         return starts
 
     def holds(self) -> list[Hold]:
@@ -198,6 +203,38 @@ class _Scene:
             ),
             default=0.0,
         )
+
+    def _whose_turn(self, wish: Wish, slot: Slot) -> int:
+        """The slot's host, or an idle one that is as good for its only job and was used before it.
+
+        Where one of them has more of the prompt in its cache they are not alike, however little
+        the job itself would lose: the rest of the conversation would follow it.
+        """
+        chosen = slot.host
+        if len(slot.wishes) > 1 or self.hosts[chosen].is_side:
+            return chosen
+        limit_s = self._alone_s(wish, chosen) * EQUAL_RATIO
+        matched = self._matched(wish, chosen)
+        for other in wish.slots:
+            host = other.host
+            if (
+                not other.wishes
+                and other.states[0][0] <= 0
+                and not self.hosts[host].is_side
+                and host not in self._taken
+                and host < chosen  # they are in the order of their turns
+                and self._alone_s(wish, host) <= limit_s
+                and self._matched(wish, host) == matched
+                and self._has_room(self.jobs[wish.order], host)
+            ):
+                chosen = host
+        return chosen
+
+    def _matched(self, wish: Wish, index: int) -> int:
+        job = self.jobs[wish.order]
+        if not job.prefix:
+            return 0
+        return self._memory.affinity.matched_tokens(self.hosts[index].view.spec.id, job)
 
     def _hold(self, wish: Wish, slot: Slot) -> Hold:
         job = self.jobs[wish.order]
