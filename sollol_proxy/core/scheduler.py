@@ -78,7 +78,8 @@ class Scheduler:
     """Owns the queue, the jobs in flight and the hosts.
 
     `now` is monotonic seconds and never goes back between calls. rng breaks ties.
-    memory: all that is learnt; the shell may export it, restore it and forget it.
+    memory: all that is learnt, an empty one unless given; the shell may export it, restore it and
+        forget it.
     """
 
     def __init__(
@@ -89,8 +90,9 @@ class Scheduler:
         *,
         rng: Random,
         now: float,
+        memory: Memory | None = None,
     ) -> None:
-        self.memory = Memory()
+        self.memory = Memory() if memory is None else memory
         self._pool = Pool(
             specs, rules.health, now, keeps_newest=rules.keeps_newest, memory=self.memory
         )

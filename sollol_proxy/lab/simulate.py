@@ -27,6 +27,8 @@ from sollol_proxy.lab.simulate_baselines import BASELINES
 from sollol_proxy.lab.simulate_proxy import ProxyFront
 from sollol_proxy.lab.simulate_report import figures, table
 from sollol_proxy.lab.simulate_world import Front, Sample, World
+from sollol_proxy.lab.simulate_wrong import Wrong
+from sollol_proxy.lab.simulate_wrong import parse as parse_wrong
 from sollol_proxy.lab.workload import Workload
 from sollol_proxy.lab.workload_builtin import WORKLOADS
 from sollol_proxy.lab.workload_files import WorkloadError, workload
@@ -40,7 +42,10 @@ DEFAULT_POLICIES = (*POLICIES, "lc", "wlc", "fifo")
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A workload at a load on a pool. rate_rps: None = as recorded."""
+    """A workload at a load on a pool.
+
+    rate_rps: None = as recorded. wrong: how far off the proxy's estimates are made.
+    """
 
     pool: str
     workload: Workload
@@ -48,6 +53,7 @@ class Scenario:
     hosts: Sequence[SimSpec]
     rate_rps: float | None
     requests: int
+    wrong: Wrong | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +91,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seeds", metavar="N", type=_positive, default=1, help="runs of each")
     parser.add_argument("--requests", metavar="N", type=_positive, default=5000, help="in a run")
+    parser.add_argument(
+        "--wrong",
+        metavar="NAME=NUMBER,...",
+        type=parse_wrong,
+        help="bend the proxy's estimates: lengths=4 (or 0.25), speeds=2 (each host's by chance), "
+        "prompts=0.5 (up to so much more or less)",
+    )
     parser.add_argument("--json", metavar="FILE", help="write one JSON line a run; - = stdout")
     parser.add_argument("--plots", metavar="DIR", help="draw pictures (needs matplotlib)")
 
@@ -142,7 +155,8 @@ def simulate(scenario: Scenario, policy: str, seed: int) -> Run:
     if policy in BASELINES:
         balancer = BASELINES[policy](scenario.hosts, scenario.workload.demands(), seed)
         return _once(scenario, balancer, policy, seed)
-    return _once(scenario, ProxyFront(policy, scenario.hosts, seed), policy, seed)
+    front = ProxyFront(policy, scenario.hosts, seed, wrong=scenario.wrong)
+    return _once(scenario, front, policy, seed)
 
 
 def _once(scenario: Scenario, front: Front, policy: str, seed: int) -> Run:
@@ -159,6 +173,8 @@ def _once(scenario: Scenario, front: Front, policy: str, seed: int) -> Run:
         "seed": seed,
         **figures(world, decisions_s),
     }
+    if scenario.wrong is not None and isinstance(front, ProxyFront):
+        line["wrong"] = scenario.wrong.as_told()
     return Run(line, world.samples)
 
 
@@ -183,7 +199,7 @@ def _scenario(options: argparse.Namespace, load: str) -> Scenario:
         rate_rps = float(load) * capacity
     elif not asked.rows:
         raise WorkloadError(f"{options.workload} is no recording: it needs a load")
-    return Scenario(options.pool, asked, load, hosts, rate_rps, options.requests)
+    return Scenario(options.pool, asked, load, hosts, rate_rps, options.requests, options.wrong)
 
 
 def _json_file(name: str | None, stack: ExitStack) -> TextIO | None:

@@ -34,6 +34,7 @@ from sollol_proxy.core.types import (
 from sollol_proxy.lab.simspec import SimSpec
 from sollol_proxy.lab.simulate_host import Attempt, FallibleHost
 from sollol_proxy.lab.simulate_world import World
+from sollol_proxy.lab.simulate_wrong import Wrong
 from sollol_proxy.lab.workload import Request
 from sollol_proxy.ollama.describe import complexity
 
@@ -48,6 +49,7 @@ class ProxyFront:
     config, specs: bounds, and what is configured of the hosts; None = the defaults, and what an
         operator would have written of `hosts`.
     job_of: what the proxy makes of a request.
+    wrong: how far off its estimates are made.
 
     Raises:
         ConfigError: there is no such policy.
@@ -62,16 +64,22 @@ class ProxyFront:
         config: Config | None = None,
         specs: Sequence[HostSpec] | None = None,
         job_of: Callable[[Request], Job] | None = None,
+        wrong: Wrong | None = None,
     ) -> None:
         rng = Random(seed)
         self._config = Config() if config is None else config
         self._job_of = _job_of if job_of is None else job_of
+        memory = None
+        if wrong is not None:
+            memory = wrong.memory(seed)
+            self._job_of = wrong.jobs(self._job_of, seed)
         self._scheduler = Scheduler(
             [_spec_of(host) for host in hosts] if specs is None else specs,
             make_policy(policy, rng),
             scheduler_rules(self._config),
             rng=rng,
             now=0.0,
+            memory=memory,
         )
         self.decisions_s: list[float] = []
         """What each call of the scheduler that a request caused took, on the wall's clock."""

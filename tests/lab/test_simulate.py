@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -27,6 +25,7 @@ from sollol_proxy.lab.simulate_report import gini, latency_s, quantile, table
 from sollol_proxy.lab.simulate_world import PATIENCE_S, Front, World
 from sollol_proxy.lab.workload import Demand, Request, Workload
 from sollol_proxy.lab.workload_builtin import WORKLOADS
+from tests.lab.simulating import lines_of, simulate_options
 
 MODEL = SimModel("m")
 FRONTS = (*POLICIES, *BASELINES, "clairvoyant")
@@ -207,29 +206,13 @@ def test_quantile_is_the_nearest_rank() -> None:
     assert quantile([7.0], 0.95) == 7.0
 
 
-def options(*words: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    simulate.add_arguments(parser)
-    return parser.parse_args(words)
-
-
 SMALL = ("--pool", "tri", "--load", "0.5", "--requests", "120", "--policies")
 
 
-@pytest.fixture
-def simulated(tmp_path: Path) -> Callable[..., list[dict[str, object]]]:
-    def call(*words: str) -> list[dict[str, object]]:
-        path = tmp_path / "runs.jsonl"
-        assert simulate.run(options(*words, "--json", str(path))) == 0
-        return [json.loads(line) for line in path.read_text().splitlines()]
-
-    return call
-
-
 def test_command_writes_a_line_a_run_and_a_table(
-    simulated: Callable[..., list[dict[str, object]]], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines = simulated(*SMALL, "round_robin,fifo", "--seeds", "2", "--workload", "prio")
+    lines = lines_of(tmp_path, *SMALL, "round_robin,fifo", "--seeds", "2", "--workload", "prio")
     assert [(line["policy"], line["seed"]) for line in lines] == [
         ("round_robin", 0),
         ("round_robin", 1),
@@ -249,11 +232,9 @@ def test_command_writes_a_line_a_run_and_a_table(
     assert "p95 of priority 8" in printed
 
 
-def test_figures_are_the_same_in_another_process(
-    simulated: Callable[..., list[dict[str, object]]],
-) -> None:
+def test_figures_are_the_same_in_another_process(tmp_path: Path) -> None:
     words = (*SMALL, "seven_factor,herd,clairvoyant", "--workload", "six", "--requests", "60")
-    here = simulated(*words)
+    here = lines_of(tmp_path, *words)
     code = (
         "import argparse, sys; from sollol_proxy.lab import simulate\n"
         "parser = argparse.ArgumentParser(); simulate.add_arguments(parser)\n"
@@ -272,17 +253,15 @@ def test_figures_are_the_same_in_another_process(
     assert here == there
 
 
-def test_clairvoyant_beats_least_connections_where_hosts_are_unequal(
-    simulated: Callable[..., list[dict[str, float]]],
-) -> None:
-    lc, seer = simulated(*SMALL, "lc,clairvoyant")
+def test_clairvoyant_beats_least_connections_where_hosts_are_unequal(tmp_path: Path) -> None:
+    lc, seer = lines_of(tmp_path, *SMALL, "lc,clairvoyant")
     assert seer["mean_s"] < 0.7 * lc["mean_s"]
     assert seer["p95_s"] < lc["p95_s"]
 
 
 def test_pictures_are_drawn_where_matplotlib_is(tmp_path: Path) -> None:
     words = (*SMALL, "lc", "--requests", "40", "--plots", str(tmp_path / "pictures"))
-    assert simulate.run(options(*words)) == 0
+    assert simulate.run(simulate_options(*words)) == 0
     written = sorted(path.name for path in (tmp_path / "pictures").iterdir())
     assert written == [f"mixed-tri-{kind}.png" for kind in ("latency", "queue", "share")]
 
@@ -302,7 +281,7 @@ def test_missing_package_is_named_before_anything_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    assert simulate.run(options(*SMALL, "lc", *words)) == 2
+    assert simulate.run(simulate_options(*SMALL, "lc", *words)) == 2
     assert str(hint) in capsys.readouterr().err
 
 
@@ -314,7 +293,7 @@ def test_missing_package_is_named_before_anything_runs(
 def test_mistake_is_one_line_and_code_2(
     words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert simulate.run(options(*words)) == 2
+    assert simulate.run(simulate_options(*words)) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
@@ -323,7 +302,7 @@ def test_mistake_is_one_line_and_code_2(
 )
 def test_argument_that_makes_no_sense_is_refused(words: tuple[str, ...]) -> None:
     with pytest.raises(SystemExit):
-        options(*words)
+        simulate_options(*words)
 
 
 def test_table_shows_medians_over_seeds() -> None:
