@@ -9,6 +9,7 @@ exceed `max_models`; a job is counted from its dispatch to its end, once.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from itertools import count
 
 from sollol_proxy.core.estimate import REFERENCE_PROMPT_TOKENS, DecayedMean
 from sollol_proxy.core.eviction import evicted
@@ -29,6 +30,9 @@ from sollol_proxy.core.types import (
     ResidentModel,
 )
 
+_DATES = count(1)
+"""One row for all hosts, so that no two states of whichever host have the same date."""
+
 _HOST_FAULTS = (AttemptResult.FAILED, AttemptResult.UNREACHABLE, AttemptResult.BROKE)
 
 ASSUMED_SUCCESSES = 3
@@ -44,6 +48,8 @@ class HostEntry:
 
     bars: whether a job that the host suits is better done by others; see `core.pool`.
     memory: what was learnt, of this host and of the pool.
+    changes: another number after each change that a plan may depend on, but for how far its jobs
+        have come.
     concurrency: jobs that the host is meant to run at once, whatever their models.
     installed: replaced when it changes and never changed in place, so that it can be handed out
         and compared by identity.
@@ -58,6 +64,7 @@ class HostEntry:
         memory: Memory | None = None,
     ) -> None:
         self.spec = spec
+        self.changes = next(_DATES)
         self.concurrency = max(spec.slots, *spec.model_slots.values(), 1)
         self._bars = bars
         self.health = Health(rules, since_s=now)
@@ -183,6 +190,10 @@ class HostEntry:
 
     # What the scheduler tells it
 
+    def touch(self) -> None:
+        """Something else has changed that decides what the host may do."""
+        self.changes = next(_DATES)
+
     def job(self, job_id: str) -> Job:
         """A job in flight here.
 
@@ -201,6 +212,7 @@ class HostEntry:
 
     def begin(self, job: Job, now: float) -> None:
         """The job goes to this host."""
+        self.touch()
         running = self._jobs[job.id] = Running(job, now)
         if not job.kind.takes_slot:
             return
@@ -232,6 +244,7 @@ class HostEntry:
         running = self._jobs.get(job_id)
         if running is None:
             return
+        self.touch()
         if running.first_byte_s is None:
             running.first_byte_s, running.expected = now, None
         if not running.job.kind.takes_slot:
@@ -254,6 +267,7 @@ class HostEntry:
         now: float,
     ) -> None:
         """The job is over on this host."""
+        self.touch()
         running = self._jobs[job_id]
         job = running.job
         if job.kind.takes_slot:
@@ -283,6 +297,7 @@ class HostEntry:
 
     def report(self, report: HostReport, now: float) -> None:
         """A probe came back."""
+        self.touch()
         if not report.ok:
             self.health.probe_failed(report.detail, now)
             return

@@ -58,7 +58,7 @@ def learn_residents(
     """A probe found `after` in memory where the one before it had found `before`."""
     memory, known = host.memory, host.known
     if known.see(after.values()):
-        memory.paces_changed(host.spec.id, is_first=True)
+        memory.paces_changed(host.spec.id, "", is_first=True)
     memory.see_footprints(after.values())
     for model in {*before, *after}:
         if model not in host.loading:
@@ -104,7 +104,7 @@ def _learn_completed(host: Taught, running: Running, told: Observation) -> None:
     if job.kind is JobKind.TRANSCRIBE and seen.total_s is not None:
         speeds.learn_whole(job.kind, job.model, seen.total_s - load_s)
     memory.learn_prompt(job, seen)
-    is_first = speeds.prefill_of(job.model) is None or speeds.decode_of(job.model) is None
+    before = speeds.prefill_of(job.model) is None, speeds.decode_of(job.model) is None
     speeds.learn(
         job.model,
         seen,
@@ -112,7 +112,8 @@ def _learn_completed(host: Taught, running: Running, told: Observation) -> None:
         new_tokens=_new_tokens(host, running, seen),
         sharing=running.sharing(),
     )
-    memory.paces_changed(host.spec.id, is_first=is_first)
+    after = speeds.prefill_of(job.model) is None, speeds.decode_of(job.model) is None
+    memory.paces_changed(host.spec.id, job.model, is_first=before != after)
     if seen.output_tokens is not None and job.kind is JobKind.GENERATE:
         _learn_length(memory, job, seen.output_tokens)
     _learn_cache(host, job, seen)

@@ -91,9 +91,14 @@ class HostMemory:
 
 
 class Memory:
-    """Everything learnt. Only the scheduler and its hosts write to it; policies read."""
+    """Everything learnt. Only the scheduler and its hosts write to it; policies read.
+
+    epoch: another number whenever what is said of a host may have changed by something else than
+        that host.
+    """
 
     def __init__(self) -> None:
+        self.epoch = 0
         self.lengths = Lengths()
         self.demand = Demand()
         self.affinity = Affinity()
@@ -104,6 +109,7 @@ class Memory:
         self._prompts: dict[str, Rate] = {}
         self._paces: dict[str, dict[str, Pace]] = {}
         self._guessed: set[str] = set()
+        self._firsts: dict[str, int] = {}
         self._medians: dict[tuple[str, bool], tuple[float | None, float | None]] = {}
 
     def of(self, host_id: str) -> HostMemory:
@@ -146,15 +152,20 @@ class Memory:
 
     # Learning
 
-    def paces_changed(self, host_id: str, *, is_first: bool) -> None:
-        """A host's speed was learnt. is_first: of a model that it had not been measured with."""
+    def paces_changed(self, host_id: str, model: str, *, is_first: bool) -> None:
+        """A host's speed was learnt. is_first: it had not been measured with this model before."""
         self._paces.pop(host_id, None)
         if is_first:
-            # Guesses for others rest on medians, which a further sample hardly moves.
+            hosts = self._firsts[model] = self._firsts.get(model, 0) + 1
+            if hosts & (hosts - 1):
+                return
+            # Guesses for others rest on medians, which one more of many hardly moves: they are
+            # made anew whenever twice as many have been measured.
             for guessed in self._guessed:
                 self._paces.pop(guessed, None)
             self._guessed.clear()
             self._medians.clear()
+            self.epoch += 1
 
     def see_footprints(self, resident: Iterable[ResidentModel]) -> None:
         """A probe found these in memory."""
@@ -210,8 +221,10 @@ class Memory:
     # Inside
 
     def _take_over(self, made: Memory) -> None:
+        epoch = self.epoch + 1
         for name, value in vars(made).items():
             setattr(self, name, value)
+        self.epoch = epoch
 
     def _prefill(self, host: HostMemory, model: str, size_bytes: int) -> float:
         own = host.speeds.prefill_tokens_per_s(model, size_bytes)

@@ -45,6 +45,7 @@ class Pool:
         # Asked for each host and job, so it is kept: mostly there is nothing to compare.
         self._compares = keeps_newest
         self._known_elsewhere: dict[Lane, bool] = {}
+        self._routable: list[HostEntry] | None = None
         self._seen: dict[str, tuple[bool, str, Mapping[str, InstalledModel]]] = {}
 
     def __iter__(self) -> Iterator[HostEntry]:
@@ -60,9 +61,11 @@ class Pool:
         """A host, if there is one of that id."""
         return self._hosts.get(host_id)
 
-    def routable(self) -> list[HostEntry]:
-        """Those that may be given jobs."""
-        return [host for host in self if host.state.is_routable]
+    def routable(self) -> Sequence[HostEntry]:
+        """Those that may be given jobs; made anew when `note` hears of a change."""
+        if self._routable is None:
+            self._routable = [host for host in self if host.state.is_routable]
+        return self._routable
 
     def eligible(self, job: Job) -> list[HostEntry]:
         """Those that may take the job, now or when a slot is free."""
@@ -123,6 +126,7 @@ class Pool:
         if seen is not None and seen[:2] == now[:2] and seen[2] is now[2]:
             return
         self._seen[host.spec.id] = now
+        self._routable = None
         self._drift.forget()
         self._missing.retain(self)
         self._missing_changed()
@@ -156,6 +160,8 @@ class Pool:
     def _missing_changed(self) -> None:
         self._known_elsewhere.clear()
         self._compares = self._keeps_newest or len(self._missing) > 0
+        for host in self:
+            host.touch()
 
     def _is_outdated(self, host: HostEntry, job: Job) -> bool:
         # An old copy in memory has to be unloaded like any other.

@@ -53,6 +53,10 @@ from sollol_proxy.core.types import (
 SHOWN_WAITING = 50
 """Waiting jobs that a snapshot lists."""
 
+TOLD_AT_ONCE = 8
+"""With so few waiting, who finds no free slot is told at once how long that may take; in a longer
+queue it is worked out when the next slot is free."""
+
 MAX_RETRY_AFTER_S = 60.0
 
 CHANGES_MUCH_S = 1.0
@@ -394,7 +398,7 @@ class Scheduler:
         for lane in planned.holds.lanes():
             if lane not in lanes:
                 planned.holds.end_lane(lane)
-        if not waiting or not (lanes or arrives):
+        if not waiting or not (lanes or (arrives and len(waiting) <= TOLD_AT_ONCE)):
             return False
         seen = {lane_of(job) for job in waiting}
         waiting += self._queue.window(LOOKED_AT, lambda lane: lane in lanes and lane not in seen)

@@ -47,7 +47,7 @@ def learn(memory: Memory, host_id: str, model: str, prefill: float, decode: floa
     is_first = speeds.decode_of(model) is None or speeds.prefill_of(model) is None
     told = Observation(1000, 100, prefill_s=1000 / prefill, decode_s=100 / decode)
     speeds.learn(model, told, size_bytes=GB)
-    memory.paces_changed(host_id, is_first=is_first)
+    memory.paces_changed(host_id, model, is_first=is_first)
 
 
 def see(memory: Memory, host_id: str, resident: Iterable[ResidentModel]) -> None:
@@ -343,7 +343,7 @@ def test_pace_follows_when_a_host_turns_out_to_have_no_gpu() -> None:
     memory = Memory()
     assert memory.pace("a", MODEL, REFERENCE_BYTES).decode == DEFAULT_DECODE_TOKENS_PER_S
     assert memory.of("a").see([ResidentModel(MODEL, digest="d", size_bytes=1)])
-    memory.paces_changed("a", is_first=True)
+    memory.paces_changed("a", MODEL, is_first=True)
     slow = DEFAULT_DECODE_TOKENS_PER_S * CPU_RATIO
     assert memory.pace("a", MODEL, REFERENCE_BYTES).decode == pytest.approx(slow)
 

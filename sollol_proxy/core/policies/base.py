@@ -41,6 +41,10 @@ class HostView(Protocol):
         """What the configuration says."""
 
     @property
+    def changes(self) -> int:
+        """Another number after each change of what is told here, but for how far jobs have come."""
+
+    @property
     def state(self) -> HostState:
         """Healthy or probation; others are not shown to a policy."""
 

@@ -6,21 +6,29 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from sollol_proxy.core.memory import Memory
+from sollol_proxy.core.policies.lanes import Row
 from sollol_proxy.core.policies.outlook import HostOutlook
-from sollol_proxy.core.predict import phases, slow_down
-from sollol_proxy.core.types import Cost, Job, Term
+from sollol_proxy.core.predict import output_tokens, phases
+from sollol_proxy.core.types import Cost, Job, JobKind, Term
 
 _NAMED = 2
 
+_SHOWN_S = 0.05
+
 
 class Price(NamedTuple):
-    """Seconds of a job on a host. eviction_s is a price: nobody waits for it."""
+    """Seconds of a job on a host.
+
+    blocking_s, eviction_s: prices that the job does not wait for: what the host's time while it
+    loads is worth to others, and what is pushed out and has to be loaded again.
+    """
 
     wait_s: float
     load_s: float
     prefill_s: float
     decode_s: float
-    eviction_s: float
+    blocking_s: float = 0.0
+    eviction_s: float = 0.0
 
     @property
     def own_s(self) -> float:
@@ -30,61 +38,59 @@ class Price(NamedTuple):
     @property
     def total_s(self) -> float:
         """Everything."""
-        return self.wait_s + self.own_s + self.eviction_s
+        return self.wait_s + self.own_s + self.blocking_s + self.eviction_s
 
     def cost(self) -> Cost:
-        """The same as named terms."""
+        """The same as named terms; their sum is the total."""
+        texts = (
+            f"slot free in {self.wait_s:.1f} s" if self.wait_s else "slot free",
+            f"load {self.load_s:.1f} s" if self.load_s else "in memory",
+            f"prompt {self.prefill_s:.1f} s",
+            f"output {self.decode_s:.1f} s",
+            f"blocks others {self.blocking_s:.1f} s" if self.blocking_s else "blocks nobody",
+            f"pushes out models worth {self.eviction_s:.1f} s"
+            if self.eviction_s
+            else "pushes out nothing",
+        )
         return Cost(
             self.total_s,
-            (
-                Term(
-                    "wait",
-                    self.wait_s,
-                    f"slot free in {self.wait_s:.1f} s" if self.wait_s else "slot free",
-                ),
-                Term(
-                    "load", self.load_s, f"load {self.load_s:.1f} s" if self.load_s else "in memory"
-                ),
-                Term("prefill", self.prefill_s, f"prompt {self.prefill_s:.1f} s"),
-                Term("decode", self.decode_s, f"output {self.decode_s:.1f} s"),
-                Term(
-                    "eviction",
-                    self.eviction_s,
-                    f"pushes out models worth {self.eviction_s:.1f} s"
-                    if self.eviction_s
-                    else "pushes out nothing",
-                ),
-            ),
+            tuple(Term(*term) for term in zip(_TERMS, self, texts, strict=True)),
         )
 
 
-def price_on(host: HostOutlook, job: Job, wait_s: float, memory: Memory) -> Price:
+_TERMS = ("wait", "load", "prefill", "decode", "blocking", "eviction")
+
+
+def price_on(host: HostOutlook, job: Job, row: Row, wait_s: float, memory: Memory) -> Price:
     """What the job would cost on a host where it is first in line."""
     view = host.view
-    token = host.token(job)
-    is_held = token in host.held
-    matched = memory.affinity.matched_tokens(view.spec.id, job) if is_held else 0
-    took = phases(memory, job, view, needs_load=not is_held, matched_tokens=matched)
-    eviction_s = 0.0
-    if not is_held:
-        step = host.step(host.held, token)
-        eviction_s, wait_s = step.price_s, max(wait_s, step.drain_s)
-    slowed = slow_down(view, job.model, joins=host.free() > 0)
-    return Price(wait_s, took.load_s, took.prefill_s * slowed, took.decode_s * slowed, eviction_s)
+    matched = load_s = blocking_s = eviction_s = 0.0
+    if row.token in host.held:
+        matched = memory.affinity.matched_tokens(view.spec.id, job)
+    else:
+        step = host.step(host.held, row.token)
+        wait_s, load_s, eviction_s = max(wait_s, step.drain_s), step.load_s, step.eviction_s
+        blocking_s = step.price_s - eviction_s
+    if job.kind is JobKind.LOAD:
+        return Price(wait_s, load_s, 0.0, 0.0, blocking_s, eviction_s)
+    if job.kind is JobKind.TRANSCRIBE:
+        decode_s = phases(memory, job, view, needs_load=False).decode_s * row.slowed
+        return Price(wait_s, load_s, 0.0, decode_s, blocking_s, eviction_s)
+    prompt = max(job.prompt_tokens_est - matched, 1) * memory.prompt_ratio(job.model)
+    prefill_s = prompt * row.prefill_s * row.slowed
+    decode_s = output_tokens(memory, job) * row.decode_s * row.slowed
+    return Price(wait_s, load_s, prefill_s, decode_s, blocking_s, eviction_s)
 
 
 def reason_for(host_id: str, price: Price, others: Sequence[tuple[str, Price]]) -> str:
     """One line that says why this host."""
-    parts = [
-        f"{name} {seconds:.1f}"
-        for name, seconds in (
-            ("load", price.load_s),
-            ("prefill", price.prefill_s),
-            ("decode", price.decode_s),
-        )
-    ]
-    text = f"host {host_id}: {price.own_s:.1f} s = {' + '.join(parts)}"
-    if price.eviction_s >= 0.05:
+    text = (
+        f"host {host_id}: {price.own_s:.1f} s = load {price.load_s:.1f} + "
+        f"prefill {price.prefill_s:.1f} + decode {price.decode_s:.1f}"
+    )
+    if price.blocking_s >= _SHOWN_S:
+        text += f", blocking others for {price.blocking_s:.1f} s"
+    if price.eviction_s >= _SHOWN_S:
         text += f", pushing out models worth {price.eviction_s:.1f} s"
     if not others:
         return f"{text}; no other host may take it"

@@ -34,14 +34,16 @@ State = tuple[float, Held, float]
 class Step(NamedTuple):
     """What it takes to bring a runner into memory.
 
-    load_s: waited for. price_s: not waited for: what evicting others will cost somebody.
+    load_s: waited for. price_s: not waited for by the job: what it costs others.
     drain_s: not before this moment, since something that has to go is still in use.
+    eviction_s: the part of the price for what has to be loaded again by and by.
     """
 
     held: Held
     load_s: float
     price_s: float
     drain_s: float
+    eviction_s: float = 0.0
 
 
 class Wish:
@@ -49,10 +51,11 @@ class Wish:
 
     order: its place in the queue. weight: of its time against that of others.
     felt_s: as own_s, with a price on what others on the host lose by it.
+    loads_s: what a load there adds to felt_s at least; 0 = the runner is in memory.
     slots: those it may go to, the most promising first; of alike ones of a host, all.
     """
 
-    __slots__ = ("age_s", "felt_s", "order", "own_s", "slots", "tokens", "weight")
+    __slots__ = ("age_s", "felt_s", "loads_s", "order", "own_s", "slots", "tokens", "weight")
 
     def __init__(
         self,
@@ -62,6 +65,7 @@ class Wish:
         own_s: Sequence[float | None],
         felt_s: Sequence[float | None],
         tokens: Sequence[str],
+        loads_s: Sequence[float],
     ) -> None:
         self.order = order
         self.weight = weight
@@ -69,6 +73,7 @@ class Wish:
         self.own_s = own_s
         self.felt_s = felt_s
         self.tokens = tokens
+        self.loads_s = loads_s
         self.slots: Sequence[Slot] = ()
 
 
@@ -168,12 +173,16 @@ class Layout:
         best, chosen, at = float("inf"), None, 0
         price, power, weight, age_s = self._price, self._power, wish.weight, wish.age_s
         own, felt, tokens, limit_s = wish.own_s, wish.felt_s, wish.tokens, float("inf")
+        loads, order = wish.loads_s, wish.order
         for slot in wish.slots:
-            host, states = slot.host, slot.states
+            host, states, wishes, runs = slot.host, slot.states, slot.wishes, slot.runs
             token, felt_s = tokens[host], felt[host] or 0.0
-            if age_s + price * states[0][0] + felt_s >= limit_s and token not in slot.runs:
+            if age_s + price * states[0][0] + felt_s + loads[host] >= limit_s and token not in runs:
                 continue
-            for index in _places(slot, wish, token):
+            is_first = not wishes or (
+                order < wishes[0].order and (len(runs) < 2 or token not in runs)
+            )
+            for index in _FIRST if is_first else _places(slot, wish, token):
                 at_s, held, _ = states[index]
                 if token in held:
                     if slot.ready_s:
@@ -216,7 +225,7 @@ class Layout:
         token = wish.tokens[slot.host]
         own_s, felt_s = wish.own_s[slot.host] or 0.0, wish.felt_s[slot.host] or 0.0
         if token not in held:
-            held, load_s, price_s, drain_s = slot.step(held, token)
+            held, load_s, price_s, drain_s, _ = slot.step(held, token)
             own_s += load_s
             felt_s += load_s + price_s
             if drain_s > at_s:

@@ -145,7 +145,8 @@ def test_chosen_host_holds_the_model_where_any_free_one_does(
             and each.free_slots(asked.model) > 0
             and asked.model in each.resident
         ]
-        assert chosen in holding or not holding
+        # A host that is fully busy with another model may be passed over.
+        assert chosen in holding or all(each.in_flight >= each.concurrency for each in holding)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
