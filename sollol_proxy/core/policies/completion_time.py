@@ -18,7 +18,7 @@ from sollol_proxy.core.policies.base import HostView, Plan, Planner
 from sollol_proxy.core.policies.explain import reason_for
 from sollol_proxy.core.policies.layout import Wish
 from sollol_proxy.core.policies.outlook import LoadPrices
-from sollol_proxy.core.policies.scene import Options, Scene, Views, least_s
+from sollol_proxy.core.policies.scene import Options, Scene, Views, idle_times, least_s
 from sollol_proxy.core.types import Candidate, Decision, Job
 
 MIN_SERVICE_S = 0.05
@@ -59,8 +59,7 @@ class CompletionTime(Planner):
         self, jobs: Sequence[Job], hosts: Sequence[HostView], now: float
     ) -> Sequence[float]:
         """The least of load, prefill and decode over the first hosts."""
-        scene = self._scene(jobs, hosts[: self.options.looked_at_hosts], now)
-        return [scene.idle_s(wish) for wish in scene.wishes]
+        return idle_times(self._kept(), jobs, hosts[: self.options.looked_at_hosts])
 
     def place(self, job: Job, hosts: Sequence[HostView], now: float) -> Decision:
         """The free host with the least cost."""

@@ -7,7 +7,7 @@ not depend on the moment is kept by host, with the host's `changes` as its date.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from heapq import nsmallest
+from math import inf
 from typing import NamedTuple
 
 from sollol_proxy.core.memory import Memory
@@ -20,6 +20,8 @@ SEPARATOR = "\n"
 
 MAX_LANES = 128
 """Options, exclusions and names come from clients, so what is kept has to be bounded."""
+
+_MAX_LOG = 10_000
 
 
 class Row(NamedTuple):
@@ -115,8 +117,109 @@ class LaneRates:
         )
 
 
+class _Table:
+    """A lane's rows over a whole pool, by place: what choosing among many hosts needs of them."""
+
+    def __init__(self, rates: LaneRates, hosts: Sequence[HostView], seen: int) -> None:
+        self.seen = seen
+        self.rates = rates
+        self.prefill_s = [0.0] * len(hosts)
+        self.decode_s = [0.0] * len(hosts)
+        self.load_s = [0.0] * len(hosts)
+        for place, host in enumerate(hosts):
+            self.renew(place, host)
+
+    def renew(self, place: int, host: HostView) -> None:
+        """The host has changed."""
+        row = self.rates.row(host)
+        if row is None:
+            self.load_s[place] = inf
+        else:
+            self.prefill_s[place], self.decode_s[place] = row.prefill_s, row.decode_s
+            self.load_s[place] = row.load_s
+
+
+class Survey:
+    """Of many hosts those worth a close look, lane by lane.
+
+    Looks at a host again when it has changed, so that most of a large pool costs an addition.
+    """
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self._hosts: list[HostView] = []
+        self._dates: list[int] = []
+        self._waits_s: list[float] = []
+        self._frees_s: list[float] = []
+        self._log: list[int] = []
+        self._tables: dict[LaneRates, _Table] = {}
+
+    def begin(self, hosts: Sequence[HostView], now: float) -> None:
+        """A plan is made over these hosts."""
+        if len(self._log) > _MAX_LOG or self._hosts != list(hosts):
+            self._hosts, self._log, self._tables = list(hosts), [], {}
+            self._dates, self._frees_s = [0] * len(hosts), [0.0] * len(hosts)
+        dates, frees_s = self._dates, self._frees_s
+        changed = [
+            place
+            for place, (host, date) in enumerate(zip(hosts, dates, strict=True))
+            if host.changes != date
+        ]
+        self._log += changed
+        for place in changed:
+            host = hosts[place]
+            dates[place] = host.changes
+            is_full = host.in_flight >= host.concurrency
+            # An end once expected is kept until the host changes or the end is overdue.
+            frees_s[place] = now + soonest_s(self._memory, host, now) if is_full else -inf
+        for place, free_s in enumerate(frees_s):
+            if -inf < free_s <= now:
+                frees_s[place] = now + soonest_s(self._memory, hosts[place], now)
+        self._waits_s = [max(free_s - now, 0.0) for free_s in frees_s]
+
+    def promising(
+        self, rates: LaneRates, few: int, *, prompt: float, tokens: float
+    ) -> tuple[set[str], bool]:
+        """The best free hosts and the soonest free ones for a job of the lane.
+
+        few: of each. prompt, tokens: to read and to write.
+        Returns their ids, and whether free ones were left out.
+        """
+        table = self._tables.get(rates)
+        if table is None:
+            if len(self._tables) >= MAX_LANES:
+                self._tables.clear()
+            table = self._tables[rates] = _Table(rates, self._hosts, len(self._log))
+        for place in set(self._log[table.seen :]):
+            table.renew(place, self._hosts[place])
+        table.seen = len(self._log)
+        waits_s = self._waits_s
+        times = [
+            wait_s + prompt * prefill_s + tokens * decode_s + load_s
+            for wait_s, prefill_s, decode_s, load_s in zip(
+                waits_s, table.prefill_s, table.decode_s, table.load_s, strict=True
+            )
+        ]
+        best: set[str] = set()
+        free = busy = 0
+        for place in sorted(range(len(times)), key=times.__getitem__):
+            if times[place] == inf:
+                break
+            if waits_s[place]:
+                busy += 1
+                is_one = busy <= few
+            else:
+                free += 1
+                is_one = free <= few
+            if is_one:
+                best.add(self._hosts[place].spec.id)
+            elif busy > few and free > few:
+                break
+        return best, free > few
+
+
 class LaneBook:
-    """The lanes in use, and when hosts that are fully busy will have a slot.
+    """The lanes in use. survey: over large pools.
 
     Everything is forgotten when the memory's `epoch` changes: guesses for hosts that were never
     measured rest on what others do.
@@ -126,13 +229,14 @@ class LaneBook:
         self._memory = memory
         self._epoch = memory.epoch
         self._lanes: dict[tuple[object, ...], LaneRates] = {}
-        self._frees_s: dict[str, tuple[int, float]] = {}
+        self.survey = Survey(memory)
 
     def rates(self, job: Job, key: tuple[object, ...] | None = None) -> LaneRates:
         """The rows of the job's lane. key: of the job, where it is known already."""
         if self._epoch != self._memory.epoch:
             self._epoch = self._memory.epoch
             self._lanes.clear()
+            self.survey = Survey(self._memory)
         if key is None:
             key = lane_key(job)
         lane = self._lanes.get(key)
@@ -149,47 +253,3 @@ class LaneBook:
             row = rates.row(host)
             if row is not None:
                 yield host, row
-
-    def waits_s(self, hosts: Sequence[HostView], now: float) -> list[float]:
-        """About how long each host has no slot for anybody, seconds; 0 = it has one.
-
-        An end once expected is kept until the host changes or the end is overdue: this is for
-        choosing among many hosts which to look at closely.
-        """
-        frees_s, waits_s = self._frees_s, []
-        for host in hosts:
-            if host.in_flight < host.concurrency:
-                waits_s.append(0.0)
-                continue
-            kept = frees_s.get(host.spec.id)
-            if kept is None or kept[0] != host.changes or kept[1] <= now:
-                kept = host.changes, now + soonest_s(self._memory, host, now)
-                frees_s[host.spec.id] = kept
-            waits_s.append(kept[1] - now)
-        return waits_s
-
-
-def promising(
-    rates: LaneRates,
-    hosts: Sequence[HostView],
-    waits_s: Sequence[float],
-    few: int,
-    *,
-    prompt: float,
-    tokens: float,
-) -> tuple[set[str], bool]:
-    """Of many hosts those worth a close look for a job: the best free and the soonest free ones.
-
-    waits_s: how long each host has no slot. prompt, tokens: to read and to write.
-    Returns their ids, and whether free ones were left out.
-    """
-    free: list[tuple[float, str]] = []
-    busy: list[tuple[float, str]] = []
-    look = rates.row
-    for host, wait_s in zip(hosts, waits_s, strict=True):
-        row = look(host)
-        if row is not None:
-            seconds = wait_s + prompt * row.prefill_s + tokens * row.decode_s + row.load_s
-            (busy if wait_s else free).append((seconds, host.spec.id))
-    best = nsmallest(few, free) + nsmallest(few, busy)
-    return {host_id for _, host_id in best}, len(free) > few

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sollol_proxy.core.memory import Memory
 from sollol_proxy.core.policies.base import Hold, HostView
 from sollol_proxy.core.policies.explain import Price, price_on
-from sollol_proxy.core.policies.lanes import LaneBook, LaneRates, Row, lane_key, promising
+from sollol_proxy.core.policies.lanes import LaneBook, LaneRates, Row, lane_key
 from sollol_proxy.core.policies.layout import Layout, Slot, Wish
 from sollol_proxy.core.policies.outlook import HostOutlook, LoadPrices, Moment
 from sollol_proxy.core.predict import output_tokens, phases
@@ -83,15 +83,34 @@ def least_s(views: Views, job: Job, hosts: Sequence[HostView]) -> float | None:
     return min((prompt * row.prefill_s + tokens * row.decode_s for _, row in rows), default=None)
 
 
+def idle_times(views: Views, jobs: Sequence[Job], hosts: Sequence[HostView]) -> list[float]:
+    """Seconds of load, prefill and decode that each job of a lane needs on the best of the hosts.
+
+    Nothing cached: it is for jobs that are far back, and a bound.
+    """
+    rows = [row for _, row in views.lanes.rows(jobs[0], hosts)]
+    times = []
+    for job in jobs:
+        prompt, tokens = work_of(views.memory, job)
+        own_s = (
+            (prompt * row.prefill_s + tokens * row.decode_s) * row.slowed + row.load_s
+            for row in rows
+        )
+        times.append(min(own_s, default=0.0))
+    return times
+
+
 class _Lane:
     """A lane in one plan. By host index: token of the runner, row (None = not there).
 
-    slots: those that its jobs may go to, the most promising first; None = not found yet.
+    slots: those that its jobs may go to, the most promising first. idle: see `Scene`. None = not
+        found yet.
     """
 
     def __init__(self, memory: Memory, rows: Sequence[Row | None], prices: LoadPrices) -> None:
         self.rows = rows
         self.slots: Sequence[Slot] | None = None
+        self.idle: Sequence[tuple[int, str, float]] | None = None
         self.tokens = [row.token if row is not None else "" for row in rows]
         # Never less: a runner that was not in memory has to be loaded, whatever stands before.
         self.loads_s = [row.load_s * prices.load if row is not None else 0.0 for row in rows]
@@ -224,17 +243,6 @@ class Scene:
             if row is not None and (index == chosen or not self.hosts[index].is_side)
         }
 
-    def idle_s(self, wish: Wish) -> float:
-        """Seconds on the best host."""
-        return min(
-            (
-                self._alone_s(wish, host)
-                for host, own_s in enumerate(wish.own_s)
-                if own_s is not None
-            ),
-            default=0.0,
-        )
-
     def _whose_turn(self, wish: Wish, slot: Slot) -> int:
         """The slot's host, or an idle one that is as good for its only job and was used before it.
 
@@ -276,10 +284,10 @@ class Scene:
         job = self.jobs[wish.order]
         index = slot.wishes.index(wish)
         turn_s = slot.turn_s(index)
+        own_s = wish.own_s
         idle = [
-            (self._alone_s(wish, host), self.hosts[host].view.spec.id)
-            for host in self._roomy
-            if wish.own_s[host] is not None and self._has_room(job, host)
+            ((own_s[host] or 0.0) + before_s, host_id)
+            for host, host_id, before_s in self._idle_for(wish)
         ]
         idle_s, idle_host_id = min(idle, default=(None, ""))
         return Hold(
@@ -290,6 +298,21 @@ class Scene:
             idle_host_id=idle_host_id,
             idle_s=idle_s,
         )
+
+    def _idle_for(self, wish: Wish) -> Sequence[tuple[int, str, float]]:
+        """The hosts that are idle all the same and could take the job: what comes before it there.
+
+        Equal for all jobs of a lane. Index, id, seconds.
+        """
+        lane = self._lanes[self._keys[wish.order]]
+        if lane.idle is None:
+            job = self.jobs[wish.order]
+            lane.idle = [
+                (host, self.hosts[host].view.spec.id, self._before_s(wish, host))
+                for host in self._roomy
+                if wish.own_s[host] is not None and self._has_room(job, host)
+            ]
+        return lane.idle
 
     def _wish(self, order: int, job: Job, base: float, now: float) -> Wish:
         key = self._keys[order]
@@ -332,12 +355,13 @@ class Scene:
     ) -> list[HostView]:
         """The hosts of a large pool that are worth a close look."""
         looked_at = self._looked_at = {}
-        waits_s = lanes.waits_s(hosts, now)
+        survey = lanes.survey
+        survey.begin(hosts, now)
         for job, key in zip(self.jobs, self._keys, strict=True):
             if key not in looked_at:
                 prompt, tokens = work_of(self._memory, job)
-                looked_at[key], leaves_out = promising(
-                    self._rates[key], hosts, waits_s, few, prompt=prompt, tokens=tokens
+                looked_at[key], leaves_out = survey.promising(
+                    self._rates[key], few, prompt=prompt, tokens=tokens
                 )
                 self.is_partial = self.is_partial or leaves_out
         chosen = set().union(*looked_at.values())
@@ -360,12 +384,15 @@ class Scene:
 
     def _alone_s(self, wish: Wish, index: int) -> float:
         """Seconds on a host where the job would be next."""
+        return (wish.own_s[index] or 0.0) + self._before_s(wish, index)
+
+    def _before_s(self, wish: Wish, index: int) -> float:
+        """Seconds of loading, and of waiting for what has to leave, where the job would be next."""
         host, token = self.hosts[index], wish.tokens[index]
-        own_s = wish.own_s[index] or 0.0
         if token in host.held:
-            return own_s
+            return 0.0
         step = host.step(host.held, token)
-        return step.drain_s + step.load_s + own_s
+        return step.drain_s + step.load_s
 
     def _take(self, job: Job, index: int) -> bool:
         """Spend a slot of the host, if the job may still have one."""
