@@ -33,6 +33,7 @@ class Row:
     load_s: float = 5.0
     running: tuple[tuple[str, JobKind, float], ...] = ()
     on_trial: bool = False
+    is_measured: bool = True
 
 
 def teach(memory: Memory, host_id: str, model: str, speed: tuple[float, float]) -> None:
@@ -49,7 +50,7 @@ def host_of(host_id: str, row: Row, memory: Memory) -> HostEntry:
     host = HostEntry(made, RULES, 0.0, memory=memory)
     resident = tuple(name for name in row.resident if name in row.models)
     host.report(report(host_id, *row.models, resident=resident), 0.0)
-    for model in row.models:
+    for model in row.models if row.is_measured else ():
         teach(memory, host_id, model, row.speed)
         memory.of(host_id).speeds.learn_load(model, row.load_s, GB)
     if row.on_trial:
@@ -57,7 +58,7 @@ def host_of(host_id: str, row: Row, memory: Memory) -> HostEntry:
         host.end("failure", AttemptResult.FAILED, None, "boom", 0.0)
         host.report(report(host_id, *row.models, resident=resident), 50.0)
     for number, (model, kind, ago_s) in enumerate(row.running):
-        if model in row.models and 0 < host.free_slots(model):
+        if model in row.models and host.free_slots(model) > 0:
             host.begin(job(f"{host_id} runs {number}", model=model, kind=kind), NOW - ago_s)
     return host
 

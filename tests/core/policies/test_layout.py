@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import permutations, product
+from itertools import pairwise, permutations, product
 from random import Random
 
 import pytest
@@ -77,9 +77,11 @@ def wishes_for(
 
 
 @st.composite
-def scenes(draw: st.DrawFn, **options: bool) -> tuple[list[Slot], list[Wish]]:
-    places = draw(slots(loads=options.get("loads", True)))
-    return places, draw(wishes_for(places, everywhere=options.get("everywhere", False)))
+def scenes(
+    draw: st.DrawFn, *, loads: bool = True, everywhere: bool = False
+) -> tuple[list[Slot], list[Wish]]:
+    places = draw(slots(loads=loads))
+    return places, draw(wishes_for(places, everywhere=everywhere))
 
 
 def walk(slot: Slot, price: float, power: float) -> list[tuple[float, Held, float, float, float]]:
@@ -264,7 +266,7 @@ def test_of_jobs_that_are_alike_the_earlier_begins_no_later(
     layout = Layout(PRICE, POWER)
     layout.fill(wishes, improve=False)
     alike = [wish for wish in wishes if wish.own_s[0] == sizes[0]]
-    for first, second in zip(alike, alike[1:], strict=False):
+    for first, second in pairwise(alike):
         slot = layout.slot_of(first)
         assert slot is not None
         if slot is layout.slot_of(second):
