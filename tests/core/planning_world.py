@@ -72,7 +72,7 @@ class Watched(CompletionTime):
                 self.broken.append(f"held without a reason: {hold}")
             if hold.idle_s is not None:
                 self.compare(hold.idle_s, jobs[hold.job_id], views[hold.idle_host_id], now)
-                self.idle_s[hold.job_id] = hold.idle_s
+                self.say(hold.job_id, hold.idle_s)
         return plan
 
     def idle_times(
@@ -82,8 +82,12 @@ class Watched(CompletionTime):
         for asked, idle_s in zip(jobs, times, strict=True):
             for host in hosts:
                 self.compare(idle_s, asked, host, now)
-            self.idle_s[asked.id] = idle_s
+            self.say(asked.id, idle_s)
         return times
+
+    def say(self, job_id: str, idle_s: float) -> None:
+        """A call of the scheduler may make several plans; a hold goes by one of them."""
+        self.idle_s[job_id] = max(idle_s, self.idle_s.get(job_id, 0.0))
 
     def compare(self, idle_s: float, asked: Job, host: HostView, now: float) -> None:
         """Not raised here, where the scheduler would take it for a fault of the policy."""
@@ -280,6 +284,7 @@ class World:
         assert not self.policy.broken, self.policy.broken
         self.check_slots()
         self.check_holds()
+        self.policy.idle_s.clear()
         if self.steps % 50 == 0:
             self.check_reasons()
 

@@ -237,7 +237,8 @@ def test_job_goes_where_the_sum_grows_least(
     layout.fill(wishes, improve=False)
     growths = []
     for slot in places:
-        index = sum(1 for wish in slot.wishes if wish.order < newcomer.order)
+        behind = (n for n, wish in enumerate(slot.wishes) if wish.order > newcomer.order)
+        index = next(behind, len(slot.wishes))
         growths.append(layout.growth(slot, newcomer, index))
     before = sum(slot.states[-1][2] for slot in places)
     layout._put(newcomer)
