@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hypothesis import strategies as st
@@ -9,7 +10,16 @@ from hypothesis import strategies as st
 from sollol_proxy.core.health import HealthRules
 from sollol_proxy.core.hosts import HostEntry
 from sollol_proxy.core.memory import Memory
-from sollol_proxy.core.types import AttemptResult, Job, JobKind, Observation
+from sollol_proxy.core.policies.completion_time import CompletionTime, Options
+from sollol_proxy.core.types import (
+    AttemptResult,
+    Cost,
+    Decision,
+    Job,
+    JobKind,
+    Observation,
+    TaskType,
+)
 from tests.core.builders import job, report, spec
 
 MODELS = ("a:1", "b:1", "c:1")
@@ -66,6 +76,28 @@ def host_of(host_id: str, row: Row, memory: Memory) -> HostEntry:
 def pool_of(rows: list[Row], memory: Memory) -> list[HostEntry]:
     """Hosts h0, h1, … at `NOW`."""
     return [host_of(f"h{number}", row, memory) for number, row in enumerate(rows)]
+
+
+def planner(memory: Memory, options: Options | None = None) -> CompletionTime:
+    policy = CompletionTime(options=options)
+    policy.memory = memory
+    return policy
+
+
+def teach_lengths(memory: Memory, lengths: Sequence[int]) -> None:
+    for tokens in lengths:
+        for model in ("a:1", "b:1", "c:1"):
+            memory.lengths.add(TaskType.GENERATION, model, 100, tokens)
+
+
+def only(decisions: Sequence[Decision]) -> Decision:
+    """The one decision there is."""
+    [decision] = decisions
+    return decision
+
+
+def terms(cost: Cost) -> dict[str, float]:
+    return {term.name: term.value for term in cost.terms}
 
 
 slot_kinds = st.sampled_from([kind for kind in JobKind if kind.takes_slot])
