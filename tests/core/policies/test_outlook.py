@@ -1,0 +1,300 @@
+"""What a plan knows of hosts and jobs: slots, loads, speeds, and whom a large pool is looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from sollol_proxy.core.hosts import HostEntry
+from sollol_proxy.core.memory import Memory
+from sollol_proxy.core.policies.base import HostView
+from sollol_proxy.core.policies.explain import Price, price_on
+from sollol_proxy.core.policies.outlook import (
+    HostOutlook,
+    Lane,
+    LoadPrices,
+    holders_of,
+    promising,
+)
+from sollol_proxy.core.predict import alone_times, load_s, soonest_s
+from sollol_proxy.core.types import HostState, Job, JobKind
+from tests.core.builders import job
+from tests.core.planning import (
+    MODELS,
+    NOW,
+    Row,
+    host_of,
+    pool_of,
+    rows,
+    slot_kinds,
+    speeds,
+    templates,
+)
+
+PRICES = LoadPrices(4.0, 2.0)
+LENGTH_TOKENS = 128.0
+"""What an answer is expected to take as long as none was seen."""
+
+some = settings(max_examples=150)
+times = st.floats(0.0, 90.0)
+
+
+def outlook(host: HostEntry) -> HostOutlook:
+    return HostOutlook(host, host.memory, holders_of([host]), NOW, PRICES)
+
+
+def price(host: HostEntry, asked: Job) -> Price:
+    """As the next job of the host."""
+    seen = outlook(host)
+    slots = seen.slots(0)
+    wait_s = slots[0].states[0][0] if slots else max(seen.ends_s, default=0.0)
+    return price_on(seen, asked, wait_s, host.memory)
+
+
+@some
+@given(row=rows)
+def test_host_has_a_slot_for_each_unit_of_its_concurrency_and_the_first_free_come_first(
+    row: Row,
+) -> None:
+    host = host_of("h", row, Memory())
+    slots = outlook(host).slots(3)
+    if host.state is HostState.PROBATION:
+        assert [slot.most for slot in slots] == [1] * (1 - host.in_flight)
+        return
+    at_s = [slot.states[0][0] for slot in slots]
+    assert len(slots) == host.concurrency
+    assert at_s == sorted(at_s)
+    assert sum(each == 0 for each in at_s) == max(host.concurrency - host.in_flight, 0)
+    assert all(slot.host == 3 and not slot.wishes for slot in slots)
+
+
+@some
+@given(row=rows, token=st.sampled_from(MODELS), data=st.data())
+def test_step_brings_the_runner_in_within_the_bound_on_models_whatever_the_order(
+    row: Row, token: str, data: st.DataObject
+) -> None:
+    host = host_of("h", replace(row, models=MODELS), Memory())
+    seen = outlook(host)
+    held = tuple(data.draw(st.lists(st.sampled_from(MODELS), unique=True)))
+    step = seen.step(held, token)
+    again = outlook(host).step(tuple(data.draw(st.permutations(held))), token)
+    assert token in step.held
+    assert len(step.held) == len(set(step.held)) <= max(row.max_models, 1)
+    assert set(step.held) <= {*held, token}
+    assert set(again.held) == set(step.held)
+    assert again[1:] == pytest.approx(step[1:])
+    loading_s = max((seen.loading_s(model) for model in MODELS), default=0.0)
+    assert step.load_s == pytest.approx(load_s(host, token) + loading_s)
+    assert step.price_s >= (PRICES.load - 1) * load_s(host, token) - 1e-9
+    gone = set(held) - set(step.held)
+    assert step.drain_s <= max(seen.ends_s, default=0.0)
+    if not host.in_flight:
+        assert step.drain_s == 0
+    for model in gone & set(host.in_flight_by_model):
+        ends_s = [end for end in seen.ends_s if end <= step.drain_s]
+        assert len(ends_s) >= host.in_flight_by_model[model]
+
+
+@some
+@given(row=rows, wanted=st.integers(0, 20), holders=st.integers(1, 4))
+def test_eviction_is_priced_by_what_will_be_asked_for_again(
+    row: Row, wanted: int, holders: int
+) -> None:
+    memory = Memory()
+    row = replace(row, models=MODELS, resident=("a:1",), max_models=1, running=(), on_trial=False)
+    host = host_of("h", row, memory)
+    for _ in range(wanted):
+        memory.demand.add("a:1", NOW)
+    step = HostOutlook(host, memory, {"a:1": holders}, NOW, PRICES).step(("a:1",), "b:1")
+    again = min(1.0, wanted / holders)
+    own_s = load_s(host, "b:1")
+    assert step.held == ("b:1",)
+    assert step.price_s == pytest.approx(
+        (PRICES.load - 1) * own_s + PRICES.eviction * again * load_s(host, "a:1")
+    )
+
+
+@some
+@given(row=rows, asked=templates)
+def test_token_is_held_exactly_where_the_job_needs_no_load(row: Row, asked: Job) -> None:
+    host = host_of("h", row, Memory())
+    assume(asked.model in row.models)
+    seen = outlook(host)
+    assert (seen.token(asked) in seen.held) is not host.needs_load(asked)
+
+
+@some
+@given(pool=st.lists(rows, min_size=1, max_size=4), asked=templates)
+def test_lane_and_explanation_say_the_same_seconds(pool: list[Row], asked: Job) -> None:
+    memory = Memory()
+    # What a load in memory still takes is told apart below.
+    hosts = pool_of([replace(row, running=()) for row in pool], memory)
+    for host in hosts[::2]:
+        memory.affinity.add(host.spec.id, asked, answer_tokens=50, context_tokens=8192)
+    seen = [HostOutlook(host, memory, holders_of(hosts), NOW, PRICES) for host in hosts]
+    own_s = Lane(asked, seen, memory, None).own_s(asked, seen, memory)
+    for index, host in enumerate(hosts):
+        if not host.is_eligible(asked):
+            assert own_s[index] is None
+        elif host.needs_load(asked):
+            told = price_on(seen[index], asked, 0.0, memory)
+            assert told.load_s == pytest.approx(load_s(host, asked.model))
+        else:
+            told = price_on(seen[index], asked, 0.0, memory)
+            assert told.load_s == told.eviction_s == 0
+            assert own_s[index] == pytest.approx(told.prefill_s + told.decode_s)
+
+
+@some
+@given(
+    speed=speeds,
+    prompt=st.integers(1, 20_000),
+    cached=st.integers(0, 20_000),
+    beside=st.integers(0, 3),
+    loads=st.booleans(),
+)
+def test_price_can_be_worked_out_by_hand(
+    speed: tuple[float, float], prompt: int, cached: int, beside: int, loads: bool
+) -> None:
+    memory = Memory()
+    row = Row(speed, resident=() if loads else ("a:1",), slots=4, load_s=7.0)
+    host = host_of("h", row, memory)
+    asked = job("j", model="a:1", prompt_tokens_est=prompt, prefix=(1,), prefix_tokens=(prompt,))
+    memory.affinity.add(
+        "h", replace(asked, prefix_tokens=(cached,)), answer_tokens=0, context_tokens=10**6
+    )
+    known = replace(asked, prefix_tokens=(min(cached, prompt),)) if cached else asked
+    for number in range(0 if loads else beside):
+        host.begin(job(f"r{number}", model="a:1"), NOW)
+    told = price(host, known)
+    streams = 1 if loads else 1 + beside
+    slowed = 1 + 0.15 * (streams - 1)
+    matched = 0 if loads else known.prefix_tokens[0]
+    prefill, decode = speed
+    assert told.wait_s == 0
+    assert told.eviction_s == pytest.approx((PRICES.load - 1) * told.load_s)
+    assert told.load_s == (pytest.approx(7.0) if loads else 0)
+    assert told.prefill_s == pytest.approx(max(prompt - matched, 1) / prefill * slowed)
+    assert told.decode_s == pytest.approx(LENGTH_TOKENS / decode * slowed)
+    assert told.own_s == pytest.approx(told.load_s + told.prefill_s + told.decode_s)
+    assert told.total_s == pytest.approx(told.wait_s + told.own_s + told.eviction_s)
+
+
+@some
+@given(row=rows, asked=templates, more=st.integers(1, 5000))
+def test_longer_prompt_is_never_cheaper(row: Row, asked: Job, more: int) -> None:
+    """Answers being as long: what was learnt of them may say otherwise."""
+    host = host_of("h", replace(row, models=MODELS), Memory())
+    asked = replace(asked, prefix=(), prefix_tokens=())
+    longer = replace(asked, prompt_tokens_est=asked.prompt_tokens_est + more)
+    assert price(host, longer).total_s >= price(host, asked).total_s * (1 - 1e-9)
+
+
+@some
+@given(row=rows, asked=templates, factor=st.floats(1.0, 10.0), data=st.data())
+def test_slower_host_is_never_cheaper(
+    row: Row, asked: Job, factor: float, data: st.DataObject
+) -> None:
+    """What runs there has just begun: of what has come far, more may be left on a faster host."""
+    begun = tuple((model, kind, 0.0) for model, kind, _ in row.running)
+    row = replace(row, models=MODELS, running=begun)
+    prefill, decode = row.speed
+    which = data.draw(st.sampled_from(["prefill", "decode", "load"]))
+    slow = replace(
+        row,
+        speed=(
+            prefill / factor if which == "prefill" else prefill,
+            decode / factor if which == "decode" else decode,
+        ),
+        load_s=row.load_s * factor if which == "load" else row.load_s,
+    )
+    usual, slowed = (price(host_of("h", each, Memory()), asked) for each in (row, slow))
+    assert slowed.total_s >= usual.total_s * (1 - 1e-9)
+
+
+@some
+@given(
+    row=rows,
+    asked=templates,
+    more=st.lists(st.tuples(slot_kinds, times), min_size=1, max_size=3),
+)
+def test_job_is_never_cheaper_beside_more_of_its_own_model(
+    row: Row, asked: Job, more: list[tuple[JobKind, float]]
+) -> None:
+    alike = tuple(("a:1", kind, ago_s) for _, kind, ago_s in row.running)
+    row = replace(row, models=MODELS, resident=MODELS, max_models=3, running=alike, on_trial=False)
+    asked = replace(asked, model="a:1")
+    host = host_of("h", row, Memory())
+    before = price(host, asked).total_s
+    for number, (kind, ago_s) in enumerate(more):
+        if host.free_slots("a:1") > 0:
+            host.begin(job(f"more {number}", model="a:1", kind=kind), NOW - ago_s)
+            after = price(host, asked).total_s
+            assert after >= before * (1 - 1e-9)
+            before = after
+
+
+@some
+@given(row=rows, asked=templates, kind=slot_kinds, ago_s=times)
+def test_job_is_never_cheaper_beside_one_more_of_another_model_while_a_slot_is_free(
+    row: Row, asked: Job, kind: JobKind, ago_s: float
+) -> None:
+    host = host_of("h", replace(row, models=MODELS, resident=MODELS, running=(), slots=3), Memory())
+    asked = replace(asked, model="a:1")
+    before = price(host, asked).total_s
+    assume(host.free_slots("b:1") > 0 and host.state is HostState.HEALTHY)
+    host.begin(job("more", model="b:1", kind=kind), NOW - ago_s)
+    assert price(host, asked).total_s >= before * (1 - 1e-9)
+
+
+def test_model_with_fewer_slots_than_its_host_waits_for_one_of_its_own() -> None:
+    memory = Memory()
+    host = host_of("h", Row(slots=1), memory)
+    host.spec = replace(host.spec, model_slots={"b:1": 3})
+    host.concurrency = 3
+    host.begin(job("r", model="a:1"), NOW - 1.0)
+    [free, _, busy] = outlook(host).slots(0)
+    end_s = outlook(host).ends_s[0]
+    assert free.ready_s == {"a:1": pytest.approx(end_s)}
+    assert busy.states[0][0] == pytest.approx(end_s)
+
+
+@some
+@given(pool=st.lists(rows, min_size=1, max_size=12), asked=templates, few=st.integers(1, 4))
+def test_of_many_hosts_the_best_free_and_the_soonest_free_are_looked_at(
+    pool: list[Row], asked: Job, few: int
+) -> None:
+    memory = Memory()
+    hosts = pool_of(pool, memory)
+    chosen, leaves_out = promising(asked, hosts, memory, few, NOW)
+
+    def seconds(host: HostView, own_s: float) -> float:
+        loading_s = load_s(host, asked.model) if host.needs_load(asked) else 0.0
+        return own_s + loading_s + (soonest_s(memory, host, NOW) if is_busy(host) else 0.0)
+
+    def is_busy(host: HostView) -> bool:
+        return host.in_flight >= host.concurrency
+
+    priced = [(seconds(host, own_s), host) for own_s, host in alone_times(memory, asked, hosts)]
+    assert chosen <= {host.spec.id for _, host in priced}
+    for side in (False, True):
+        group = [entry for entry in priced if is_busy(entry[1]) is side]
+        taken = [entry for entry in group if entry[1].spec.id in chosen]
+        assert len(taken) == min(few, len(group))
+        worst = max((entry[0] for entry in taken), default=0.0)
+        assert all(entry[0] >= worst - 1e-9 for entry in group if entry not in taken)
+        if not side:
+            assert leaves_out is (len(group) > few)
+
+
+@some
+@given(pool=st.lists(rows, max_size=6))
+def test_holders_are_counted(pool: list[Row]) -> None:
+    hosts: Sequence[HostEntry] = pool_of(pool, Memory())
+    counted = holders_of(hosts)
+    for model in MODELS:
+        assert counted.get(model, 0) == sum(model in host.resident for host in hosts)
