@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import clock_gettime, monotonic
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 _PROC = Path("/proc")
+_MOST_DESCRIPTORS = 65_536
+_DESCRIPTORS_ON_WINDOWS = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +122,17 @@ def pinned(to: frozenset[int]) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
+
+
+def most_descriptors() -> int:
+    """How many files and sockets a process may have, after raising that to what is allowed."""
+    if resource is None:
+        return _DESCRIPTORS_ON_WINDOWS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
+    if soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    return max(soft, most)
 
 
 def affinity(pid: int) -> frozenset[int]:
