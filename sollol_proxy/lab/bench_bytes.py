@@ -125,8 +125,8 @@ def embedding(path: str) -> bytes:
     """The answer to a request for an embedding, with a body of about 8 KB."""
     rng = Random(0)
     vector: list[float] = []
-    while len(json.dumps(vector)) < _EMBED_OUT_BYTES - 200:
-        vector += [round(rng.uniform(-1, 1), 15) for _ in range(16)]
+    while len(json.dumps(vector)) < _EMBED_OUT_BYTES - 250:
+        vector += [round(rng.uniform(-1, 1), 15) for _ in range(8)]
     if path == V1_EMBED:
         data = [{"object": "embedding", "embedding": vector, "index": 0}]
         usage = {"prompt_tokens": 256, "total_tokens": 256}

@@ -38,15 +38,15 @@ class Body(Enum):
 class Caller(asyncio.Protocol):
     """One connection; one request at a time.
 
-    records: that have come since the last `ask`. first_s: when the first one came, by
-    `perf_counter`. is_good: whether the last answer had status 200 and, where it streamed, its end.
-    on_first: called when it came; None = nobody waits for it. on_end: called when an answer has
-    ended, or its connection. is_lost: no request may follow.
+    records: that have come since the last `ask`. pieces: in which they came. first_s: when the
+    first one came, by `perf_counter`. is_good: whether the last answer had status 200 and, where
+    it streamed, its end. is_lost: no request may follow. on_first: called when the first record
+    came; None = nobody waits for it. on_end: called when an answer has ended, or its connection.
     """
 
     __slots__ = (
         "_body", "_last", "_left", "_transport", "first_s", "is_good", "is_lost",
-        "on_end", "on_first", "records",
+        "on_end", "on_first", "pieces", "records",
     )  # fmt: skip
 
     def __init__(
@@ -55,6 +55,7 @@ class Caller(asyncio.Protocol):
         self.on_end = on_end
         self.on_first = on_first
         self.records = 0
+        self.pieces = 0
         self.first_s = 0.0
         self.is_good = False
         self.is_lost = False
@@ -81,6 +82,7 @@ class Caller(asyncio.Protocol):
     def ask(self, request: bytes) -> None:
         """Send a request."""
         self.records = 0
+        self.pieces = 0
         self.is_good = False
         self._last = b""
         if self.is_lost:
@@ -134,6 +136,7 @@ class Caller(asyncio.Protocol):
                 if self.on_first is not None:
                     self.on_first()
             self.records += found
+            self.pieces += 1
         if data.endswith(LAST_CHUNK) or len(data) < len(LAST_CHUNK):
             end = self._last + data
             if end.endswith(LAST_CHUNK):
@@ -202,6 +205,11 @@ class Streams:
     def records(self) -> int:
         """That have come over all of them."""
         return sum(caller.records for caller in self.callers)
+
+    @property
+    def pieces(self) -> int:
+        """In which they came."""
+        return sum(caller.pieces for caller in self.callers)
 
     @property
     def flowing(self) -> int:

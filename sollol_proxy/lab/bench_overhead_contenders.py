@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -177,6 +177,8 @@ def _configured(name: str, hosts: Sequence[Upstream], port: int, folder: Path) -
     file = folder / "haproxy.cfg"
     # haproxy counts clients only, and wants two descriptors for each.
     clients = (most - _SPARE_DESCRIPTORS) // 2
+    # Its queue counts the jobs of a host whatever their model.
+    hosts = [replace(host, slots=clients) for host in hosts]
     text = haproxy_cfg(hosts, port, has_log=True, connections=clients, buffer_bytes=None)
     file.write_text(text, encoding="ascii")
     return ("-db", "-f", str(file))

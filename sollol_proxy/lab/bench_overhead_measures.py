@@ -129,7 +129,7 @@ async def busy(stage: Stage) -> dict[str, Any]:
     await _warm_up(stage.running.target)
     async with _flowing(stage, flows) as streams:
         figures = await _pairs(stage)
-        return _prefixed("busy_", figures) | {"busy_open": streams.flowing}
+        return _prefixed("busy_", figures) | {"busy": str(flows), "busy_open": streams.flowing}
 
 
 def streams_of(flows: Flows) -> Measure:
@@ -139,16 +139,18 @@ def streams_of(flows: Flows) -> Measure:
         await _warm_up(stage.running.target)
         async with _flowing(stage, flows) as streams:
             await asyncio.sleep(stage.sizes.window_s / 4)  # what opening them left to do
-            meter, before = stage.meter(), streams.records
+            meter, before, pieces = stage.meter(), streams.records, streams.pieces
             await asyncio.sleep(stage.sizes.window_s)
             used, records = meter.usage(), streams.records - before
+            pieces = streams.pieces - pieces
             stats = await stage.control(STATS)
             return {
                 "streams": str(flows),
                 "open": streams.flowing,
                 "cpu_us_per_record": used.cpu_us_per(records),
-                "records_per_s": records / used.wall_s if used.wall_s else None,
+                "records_per_s": records / used.wall_s,
                 "asked_per_s": streams.flowing * flows.rate,
+                "records_per_piece": records / pieces if pieces else None,
                 "hosts_lateness_s": stats["lateness_s"],
                 **used.shares(),
             }
@@ -169,7 +171,9 @@ async def small(stage: Stage) -> dict[str, Any]:
             raise CallFailed(f"no small request was answered; {loop.failed} failed")
         return {
             "cpu_us_per_request": used.cpu_us_per(done),
-            "rps": done / used.wall_s if used.wall_s else done / sizes.window_s,
+            "rps": done / used.wall_s,
+            # Where others take a part of the core, this is what it would have carried.
+            "rps_a_core": done / (used.relay * used.wall_s) if used.relay else None,
             "failed": loop.failed,
             **used.shares(),
         }
@@ -179,16 +183,18 @@ async def many(stage: Stage) -> dict[str, Any]:
     """Very many streams that all have to end: whether they do, and the memory of each."""
     flows, sizes = stage.sizes.many, stage.sizes
     await _warm_up(stage.running.target)
-    before_bytes = stage.memory_bytes()
+    loop = asyncio.get_running_loop()
+    before_bytes, asked_s = stage.memory_bytes(), loop.time()
     async with _flowing(stage, flows, sizes.records) as streams:
-        open_streams, begun_s = streams.flowing, asyncio.get_running_loop().time()
-        meter = stage.meter()
+        open_streams, begun_s = streams.flowing, loop.time()
+        meter, pieces = stage.meter(), streams.pieces
         nominal_s = sizes.records / flows.rate
         await asyncio.sleep(nominal_s / 2)
         during_bytes = stage.memory_bytes()
         await streams.all_ended(sizes.ending_s)
         used, records = meter.usage(), streams.records - open_streams
-        took_s = asyncio.get_running_loop().time() - begun_s
+        took_s, pieces = loop.time() - begun_s, streams.pieces - pieces
+        stats = await stage.control(STATS)
         # A stream that never opened, or did not end in time, has not ended well either.
         figures = {
             "many": str(flows),
@@ -197,6 +203,9 @@ async def many(stage: Stage) -> dict[str, Any]:
             "many_unfinished": flows.streams - streams.ended,
             "many_cpu_us_per_record": used.cpu_us_per(records),
             "many_slowdown": took_s / nominal_s,
+            "many_opening_s": begun_s - asked_s,
+            "records_per_piece": records / pieces if pieces else None,
+            "hosts_lateness_s": stats["lateness_s"],
             **used.shares(),
         }
     if before_bytes is not None and during_bytes is not None and open_streams:

@@ -18,6 +18,9 @@ MOST_LATE_S = 0.05
 MOST_OTHERS = 0.2
 """Cores that others may use before the report speaks of them."""
 
+MOST_LUMPED = 1.2
+"""Records a piece; above it a record did not cost what it costs when it comes alone."""
+
 LEAST_KEPT_RATIO = 0.97
 """Of the records that were due; a relay below it was saturated."""
 
@@ -81,10 +84,12 @@ def figures_of(lines: Sequence[Line]) -> list[Figure]:
     rows += [
         Figure("CPU a small request, µs", "small", "cpu_us_per_request", ".1f"),
         Figure("small requests a second", "small", "rps", ".0f", is_floored=True),
+        Figure("- a second of CPU", "small", "rps_a_core", ".0f"),
     ]
     if many := _first(lines, "many"):
         rows += [
             Figure(f"finished of {many}", "many", "many_finished", ".0f", is_ratio=False),
+            Figure("- seconds to open them", "many", "many_opening_s", ".1f", is_ratio=False),
             Figure("- CPU a record, µs", "many", "many_cpu_us_per_record", ".1f"),
             Figure("- memory a stream, KB", "many", "kb_per_stream", ".1f"),
             Figure("- time ÷ nominal", "many", "many_slowdown", ".2f", is_ratio=False),
@@ -138,6 +143,12 @@ def trust(lines: Sequence[Line]) -> str:
     saturated = [line for line in lines if (line.get("kept") or 100) < 100 * LEAST_KEPT_RATIO]
     if saturated:
         notes.append(f"not all records that were due came: {_named(saturated)}")
+    lumped = [line for line in lines if (line.get("records_per_piece") or 0) > MOST_LUMPED]
+    if lumped:
+        most = max(line["records_per_piece"] for line in lumped)
+        notes.append(
+            f"records came in lumps of up to {most:.1f}, which cost less each: {_named(lumped)}"
+        )
     late = [line for line in lines if (line.get("hosts_lateness_s") or 0) > MOST_LATE_S]
     if late:
         worst_s = max(line["hosts_lateness_s"] for line in late)
