@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         if options.plots:
             pyplot()  # rather now than after the runs
-        relays = _relays(options)
+        relays = contenders_of(options)
         return run_until_signal(_main(options, relays))
     except (ContenderFailed, ChildFailed, MatplotlibMissing) as error:
         sys.stderr.write(f"sollol-proxy bench overhead: {error}\n")
@@ -174,7 +174,7 @@ def _measures(names: Sequence[str], sizes: Sizes) -> dict[str, Measure]:
     return found
 
 
-def _relays(options: argparse.Namespace) -> list[Relay]:
+def contenders_of(options: argparse.Namespace) -> list[Relay]:
     """Who is compared.
 
     Raises:

@@ -170,7 +170,7 @@ def _configured(name: str, hosts: Sequence[Upstream], port: int, folder: Path) -
     if name == NGINX:
         file = folder / "nginx.conf"
         # Where less than a sixteenth of its connections is free, nginx closes new ones unasked.
-        text = nginx_conf(hosts, port, access_log="access.log", connections=2 * most)
+        text = nginx_conf(hosts, port, access_log="access.log", connections=most)
         file.write_text(text, encoding="ascii")
         return ("-p", str(folder), "-c", str(file))
     file = folder / "haproxy.cfg"
