@@ -5,7 +5,6 @@ A streamed answer is told by a mark in the prompt how many records it has, and h
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -125,7 +124,7 @@ def embedding(path: str) -> bytes:
     """The answer to a request for an embedding, with a body of about 8 KB."""
     rng = Random(0)
     vector: list[float] = []
-    while len(json.dumps(vector)) < _EMBED_OUT_BYTES - 250:
+    while len(encode({"embedding": vector})) < _EMBED_OUT_BYTES - 250:
         vector += [round(rng.uniform(-1, 1), 15) for _ in range(8)]
     if path == V1_EMBED:
         data = [{"object": "embedding", "embedding": vector, "index": 0}]

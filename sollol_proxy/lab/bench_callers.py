@@ -138,9 +138,9 @@ class Caller(asyncio.Protocol):
             self.records += found
             self.pieces += 1
         if data.endswith(LAST_CHUNK) or len(data) < len(LAST_CHUNK):
-            end = self._last + data
-            if end.endswith(LAST_CHUNK):
-                is_whole = not self.records or _COMPLETE.search(end) is not None
+            data = self._last + data
+            if data.endswith(LAST_CHUNK):
+                is_whole = not self.records or _COMPLETE.search(data) is not None
                 self._end(is_good=self.is_good and is_whole)
                 return
         self._last = data
