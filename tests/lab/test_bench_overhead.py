@@ -69,20 +69,30 @@ def test_every_measure_gives_its_figures(benched: Call, capsys: pytest.CaptureFi
         assert words in printed
 
 
-def test_ours_and_the_plain_relay_are_started_in_turns(benched: Call, tmp_path: Path) -> None:
+def test_ours_and_the_plain_relay_are_started_and_drawn(benched: Call, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    words = ("--contenders", "sollol,plain", "--policy", "round_robin", "--rounds", "2")
+    words = ("--contenders", "sollol,plain", "--policy", "round_robin", "--measures", "streams")
     plots = tmp_path / "plots"
-    lines = benched(*words, "--measures", "streams", "--plots", str(plots))
-    assert [(line["contender"], line["round"]) for line in lines] == [
-        ("sollol", 0),
-        ("plain", 0),
-        ("plain", 1),
-        ("sollol", 1),
-    ]
+    lines = benched(*words, "--plots", str(plots))
+    assert [line["contender"] for line in lines] == ["sollol", "plain"]
     assert [line for line in lines if "error" in line] == []
     assert all(line["cpu_us_per_record"] > 0 for line in lines)
     assert (plots / "overhead.png").stat().st_size > 1000
+
+
+def test_contenders_take_turns_at_being_first(benched: Call) -> None:
+    words = ("--contenders", "direct,nginx", "--measures", "first,small", "--rounds", "2")
+    lines = benched(*words)
+    assert [(line["round"], line["measure"], line["contender"]) for line in lines] == [
+        (0, "first", "direct"),
+        (0, "first", "nginx"),
+        (0, "small", "nginx"),
+        (0, "small", "direct"),
+        (1, "first", "nginx"),
+        (1, "first", "direct"),
+        (1, "small", "direct"),
+        (1, "small", "nginx"),
+    ]
 
 
 def test_proxy_that_answers_nothing_is_reported(
@@ -104,15 +114,18 @@ def test_proxy_that_runs_already_is_asked_and_its_process_counted(benched: Call)
         assert process.stdout is not None
         try:
             url = process.stdout.readline().split()[-1]
-            for path in ("", "/v1/chat/completions"):
-                words = ("--contender", f"other={url}{path},pid={process.pid}")
-                lines = benched("--contenders", "", *words, "--measures", "streams,small")
-                streams, small = lines
-                assert "error" not in streams | small
+            words = (
+                *("--contender", f"native={url},pid={process.pid}"),
+                *("--contender", f"openai={url}/v1/chat/completions,pid={process.pid}"),
+            )
+            lines = benched("--contenders", "", *words, "--measures", "streams,small")
+            assert [line for line in lines if "error" in line] == []
+            for name in ("native", "openai"):
+                streams = by_name(lines, "streams 16@50")[name]
                 assert streams["cpu_us_per_record"] > 0
-                assert small["cpu_us_per_request"] > 0
+                assert by_name(lines, "small")[name]["cpu_us_per_request"] > 0
                 assert (streams["start_s"], streams["idle_mb"]) == (None, None)
-                assert process.poll() is None
+            assert process.poll() is None
         finally:
             process.terminate()
 
