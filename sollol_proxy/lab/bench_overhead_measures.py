@@ -56,7 +56,7 @@ class Sizes:
     connections: int = 32
     many: Flows = Flows(9000, 5)
     records: int = 50
-    opening_s: float = 60.0
+    opening_s: float = 180.0
     ending_s: float = 180.0
 
 

@@ -40,19 +40,22 @@ class Figure:
     is_floored: bool = False
 
     def runs(self, lines: Iterable[Line], contender: str) -> dict[int, Line]:
-        """The runs of a contender that have this figure, by round; the last one of each."""
+        """The runs of a contender that have this figure, by round; the median of several."""
+        found: dict[int, list[Line]] = {}
+        for line in self._of(lines, contender):
+            found.setdefault(line["round"], []).append(line)
         return {
-            line["round"]: line
-            for line in lines
-            if line["contender"] == contender
-            and self.measure in ("", line["measure"])
-            and line.get(self.key) is not None
+            number: {**runs[-1], self.key: median(run[self.key] for run in runs)}
+            for number, runs in found.items()
         }
 
     def values(self, lines: Iterable[Line], contender: str) -> list[float]:
         """Of every run that has this figure."""
+        return [float(line[self.key]) for line in self._of(lines, contender)]
+
+    def _of(self, lines: Iterable[Line], contender: str) -> list[Line]:
         return [
-            float(line[self.key])
+            line
             for line in lines
             if line["contender"] == contender
             and self.measure in ("", line["measure"])
@@ -89,6 +92,7 @@ def figures_of(lines: Sequence[Line]) -> list[Figure]:
     if many := _first(lines, "many"):
         rows += [
             Figure(f"finished of {many}", "many", "many_finished", ".0f", is_ratio=False),
+            Figure("- that opened", "many", "many_open", ".0f", is_ratio=False),
             Figure("- seconds to open them", "many", "many_opening_s", ".1f", is_ratio=False),
             Figure("- CPU a record, µs", "many", "many_cpu_us_per_record", ".1f"),
             Figure("- memory a stream, KB", "many", "kb_per_stream", ".1f"),
@@ -171,16 +175,15 @@ def _cell(figure: Figure, lines: Sequence[Line], name: str) -> str:
     if not values:
         return "-"
     middle = format(median(values), figure.form)
-    # The rest of the run's figures are not held up by what holds up this one.
     is_floor = any(line.get("is_floor") for line in figure.runs(lines, name).values())
-    is_load = figure.measure != "" and figure.key not in _NOT_HELD_UP
-    if is_floor and is_load:
+    if is_floor and figure.measure and figure.key not in _NOT_HELD_UP:
         middle = f"≥ {middle}" if figure.is_floored else f"{middle}!"
     low, high = format(min(values), figure.form), format(max(values), figure.form)
     return middle if low == high else f"{middle} ({low}–{high})"
 
 
-_NOT_HELD_UP = ("kb_per_stream", "many_finished")
+_NOT_HELD_UP = ("kb_per_stream", "many_finished", "many_open")
+"""What is the same however fast the clients and hosts are."""
 
 
 def _ratio(figure: Figure, one: Mapping[int, Line], other: Mapping[int, Line]) -> str:
