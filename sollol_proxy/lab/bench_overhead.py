@@ -119,8 +119,11 @@ class _Bench:
                 if pid and self.cores.relay
                 else None,
             }
+            stage = self._stage(running)
             try:
-                figures |= await measure(self._stage(running))
+                figures |= await measure(stage)
+                if not await stage.have_all_left():
+                    figures["error"] = "streams that nobody reads any more stay open in the hosts"
             except CallFailed as error:
                 figures["error"] = str(error)
         figures["is_floor"] = is_floor(figures, len(self.cores.load))

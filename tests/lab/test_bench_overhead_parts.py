@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession
 
+from sollol_proxy.lab import bench_overhead_measures
 from sollol_proxy.lab.bench_bytes import (
     EMBED,
     EMBED_MODEL,
@@ -21,6 +23,8 @@ from sollol_proxy.lab.bench_bytes import (
     Target,
 )
 from sollol_proxy.lab.bench_callers import Caller, CallFailed, Line, Loop, opened
+from sollol_proxy.lab.bench_overhead_contenders import Running
+from sollol_proxy.lab.bench_overhead_measures import QUICK, Stage
 from sollol_proxy.lab.bench_upstream import GO, HOLD, STATS, Upstreams, addresses_of
 
 PATIENCE_S = 60.0
@@ -253,3 +257,23 @@ async def test_host_that_nobody_reads_loses_no_record(upstreams: Upstreams) -> N
             body += await reader.read(256)
     writer.close()
     assert body.count(b" tok") == 300
+
+
+async def test_streams_that_stay_open_are_noticed(
+    upstreams: Upstreams, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_overhead_measures, "_LEFT_TRIES", 1)
+    monkeypatch.setattr(bench_overhead_measures, "_LOOK_EVERY_S", 0.0)
+    async with ClientSession() as session:
+        pid = os.getpid()
+        stage = Stage(Running(target), target, pid, upstreams.urls[0], session, QUICK)
+        assert await stage.have_all_left()
+        async with opened(target, [target.chat(0, ENDLESS, 100)], PATIENCE_S):
+            assert not await stage.have_all_left()
+
+
+async def test_hosts_that_are_gone_are_no_traceback(target: Target) -> None:
+    async with ClientSession() as session:
+        stage = Stage(Running(target), target, os.getpid(), "http://127.0.0.1:9", session, QUICK)
+        with pytest.raises(CallFailed, match="the hosts do not answer"):
+            await stage.control(STATS)
