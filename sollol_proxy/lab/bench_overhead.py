@@ -102,8 +102,8 @@ class _Bench:
     child: Child
     session: ClientSession
 
-    async def run(self, relay: Relay, measure: Measure) -> dict[str, Any]:
-        """One measure of one contender, started for it; its figures.
+    async def run(self, relay: Relay, name: str, measure: Measure) -> dict[str, Any]:
+        """One measure of one contender, started for it; its figures, with both names.
 
         Raises:
             ContenderFailed: it does not start.
@@ -112,6 +112,8 @@ class _Bench:
             pid = running.pid
             idle_bytes = family_memory_bytes(pid) if pid is not None else None
             figures: dict[str, Any] = {
+                "measure": name,
+                "contender": relay.name,
                 "start_s": running.start_s,
                 # Of one that was asked before, this would be no idle memory.
                 "idle_mb": idle_bytes / 1e6 if idle_bytes and running.start_s else None,
@@ -152,14 +154,8 @@ async def _rounds(
         for shift, (name, measure) in enumerate(wanted.items()):
             turn = (number + shift) % len(relays)
             for relay in (*relays[turn:], *relays[:turn]):
-                figures = await bench.run(relay, measure)
-                line = {
-                    "measure": name,
-                    "contender": relay.name,
-                    "round": number,
-                    "place": relays.index(relay),
-                    **figures,
-                }
+                figures = await bench.run(relay, name, measure)
+                line = {"round": number, "place": relays.index(relay), **figures}
                 lines.append(line)
                 write_line(out, line)
                 say(f"round {number + 1}, {name}, {relay.name}: {line.get('error', 'done')}")

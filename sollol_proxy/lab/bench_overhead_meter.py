@@ -14,6 +14,12 @@ MOST_BUSY_RATIO = 0.8
 """Of its core; a client or a host above it holds up whoever is between them."""
 
 
+LEAST_FULL_RATIO = 0.9
+"""Of its core, that a relay uses which is asked without a pause; else it waited for others."""
+
+ONE_BY_ONE = ("first", "busy")
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Cores used on average over a window of `wall_s`; None = nobody knows.
@@ -68,18 +74,18 @@ class Meter:
 
 
 def is_floor(line: Mapping[str, Any], load_cores: int) -> bool:
-    """Whether the clients or the hosts held up the relay: then it can do more than the figure says.
+    """Whether something else held up the relay: then it can do more than the figures say.
 
-    load_cores: that clients and hosts share; 0 = they share one with the relay. A rate that
-    somebody could choose freely says nothing where the relay was not the busiest of the three.
+    load_cores: that clients and hosts share; 0 = they share one with the relay. Who asks one by one
+    waits for the answer with all its time, so there nobody is held up.
     """
     relay, clients, hosts = (line.get(f"{who}_cores") for who in ("relay", "clients", "hosts"))
-    if clients is None or hosts is None:
+    if clients is None or hosts is None or line["measure"] in ONE_BY_ONE:
         return False
     both = (clients + hosts) / max(1, load_cores)
     is_held_up = max(clients, hosts, both) > MOST_BUSY_RATIO
     is_at_full_speed = line.get("rps") is not None
-    return is_held_up or (is_at_full_speed and relay is not None and relay < max(clients, hosts))
+    return is_held_up or (is_at_full_speed and relay is not None and relay < LEAST_FULL_RATIO)
 
 
 def _cores(before: Busy | None, after: Busy | None) -> float | None:

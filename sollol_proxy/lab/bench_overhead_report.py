@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from sollol_proxy.lab.bench_overhead_contenders import DIRECT, SOLLOL
-from sollol_proxy.lab.bench_overhead_meter import MOST_BUSY_RATIO
+from sollol_proxy.lab.bench_overhead_meter import LEAST_FULL_RATIO, MOST_BUSY_RATIO
 from sollol_proxy.lab.bench_report import quotients, shown
 from sollol_proxy.lab.simulate_report import Line, aligned
 
@@ -140,9 +140,9 @@ def trust(lines: Sequence[Line]) -> str:
     floored = [line for line in lines if line.get("is_floor")]
     if floored:
         notes.append(
-            f"≥ and !: clients or hosts were above {MOST_BUSY_RATIO:.0%} of their core, or, at "
-            "full speed, busier than the contender: the figure is a floor that the load generator "
-            f"sets, and the contender can do better ({_named(floored)})"
+            f"≥ and !: clients or hosts were above {MOST_BUSY_RATIO:.0%} of their core, or a "
+            f"contender that was asked without a pause below {LEAST_FULL_RATIO:.0%} of its own: a "
+            f"floor that the load sets, and the contender can do better ({_named(floored)})"
         )
     saturated = [line for line in lines if (line.get("kept") or 100) < 100 * LEAST_KEPT_RATIO]
     if saturated:

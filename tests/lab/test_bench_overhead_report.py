@@ -118,6 +118,7 @@ def test_cpu_time_is_shared_among_units() -> None:
         (0.9, 0.45, 0.45, 1, None, True),
         (0.9, 0.45, 0.45, 2, None, False),
         (0.3, 0.4, 0.2, 1, 1000.0, True),
+        (0.8, 0.1, 0.1, 1, 1000.0, True),
         (0.3, 0.4, 0.2, 1, None, False),
         (None, 0.4, 0.2, 1, 1000.0, False),
         (None, 0.9, 0.0, 1, 1000.0, True),
@@ -133,7 +134,8 @@ def test_generator_that_is_the_bottleneck_is_noticed(
     expected: bool,
 ) -> None:
     line = {"relay_cores": relay, "clients_cores": clients, "hosts_cores": hosts, "rps": rps}
-    assert is_floor(line, load_cores) is expected
+    assert is_floor({"measure": "small", **line}, load_cores) is expected
+    assert not is_floor({"measure": "first", **line}, load_cores)
 
 
 def small(contender: str, number: int, rps: float, **more: Any) -> dict[str, Any]:
@@ -188,7 +190,7 @@ def test_report_says_what_spoils_figures() -> None:
         {"measure": "many", "contender": "direct", "round": 0, "place": 0, "error": "none opens"},
     ]
     printed = trust(lines)
-    assert "a floor that the load generator sets" in printed
+    assert "a floor that the load sets" in printed
     assert "(small: nginx)" in printed
     assert "not all records that were due came: streams 64@50: sollol" in printed
     assert "lumps of up to 1.5" in printed
