@@ -87,7 +87,7 @@ def figures_of(lines: Sequence[Line]) -> list[Figure]:
     rows += [
         Figure("CPU a small request, µs", "small", "cpu_us_per_request", ".1f"),
         Figure("small requests a second", "small", "rps", ".0f", is_floored=True),
-        Figure("- a second of CPU", "small", "rps_a_core", ".0f"),
+        Figure("small requests a CPU second", "small", "rps_a_core", ".0f"),
     ]
     if many := _first(lines, "many"):
         rows += [
@@ -140,9 +140,9 @@ def trust(lines: Sequence[Line]) -> str:
     floored = [line for line in lines if line.get("is_floor")]
     if floored:
         notes.append(
-            f"≥ and !: clients or hosts were above {MOST_BUSY_RATIO:.0%} of their core, or a "
-            f"contender that was asked without a pause below {LEAST_FULL_RATIO:.0%} of its own: a "
-            f"floor that the load sets, and the contender can do better ({_named(floored)})"
+            f"clients or hosts were above {MOST_BUSY_RATIO:.0%} of their core, or a contender that "
+            f"was asked without a pause below {LEAST_FULL_RATIO:.0%} of its own: figures with ≥ "
+            f"are floors that the load sets, and the contender can do better ({_named(floored)})"
         )
     saturated = [line for line in lines if (line.get("kept") or 100) < 100 * LEAST_KEPT_RATIO]
     if saturated:
@@ -175,15 +175,11 @@ def _cell(figure: Figure, lines: Sequence[Line], name: str) -> str:
     if not values:
         return "-"
     middle = format(median(values), figure.form)
-    is_floor = any(line.get("is_floor") for line in figure.runs(lines, name).values())
-    if is_floor and figure.measure and figure.key not in _NOT_HELD_UP:
-        middle = f"≥ {middle}" if figure.is_floored else f"{middle}!"
+    runs = figure.runs(lines, name).values()
+    if figure.is_floored and any(line.get("is_floor") for line in runs):
+        middle = f"≥ {middle}"
     low, high = format(min(values), figure.form), format(max(values), figure.form)
     return middle if low == high else f"{middle} ({low}–{high})"
-
-
-_NOT_HELD_UP = ("kb_per_stream", "many_finished", "many_open")
-"""What is the same however fast the clients and hosts are."""
 
 
 def _ratio(figure: Figure, one: Mapping[int, Line], other: Mapping[int, Line]) -> str:
