@@ -15,7 +15,8 @@ from typing import Any
 from aiohttp import ClientError, ClientSession
 
 from sollol_proxy.lab.bench_bytes import ENDLESS, Target
-from sollol_proxy.lab.bench_callers import CallFailed, Line, Loop, Streams, opened
+from sollol_proxy.lab.bench_callers import CallFailed, Line
+from sollol_proxy.lab.bench_crowds import Loop, Streams, opened
 from sollol_proxy.lab.bench_machine import family_memory_bytes
 from sollol_proxy.lab.bench_overhead_contenders import Running
 from sollol_proxy.lab.bench_overhead_meter import Meter
@@ -45,8 +46,8 @@ class Sizes:
     """How much is measured.
 
     pairs: requests to the contender, each with one past it. window_s: of what goes on steadily.
-    connections: that ask small requests. records: of each stream that is to end. opening_s: the
-    most that streams may take to open. ending_s: and to end.
+    connections: that ask small requests. records: of each stream that is to end. opening_s: how
+    long to wait for streams while none opens. ending_s: for their ends.
     """
 
     pairs: int = 400
@@ -56,7 +57,7 @@ class Sizes:
     connections: int = 32
     many: Flows = Flows(9000, 5)
     records: int = 50
-    opening_s: float = 180.0
+    opening_s: float = 20.0
     ending_s: float = 180.0
 
 

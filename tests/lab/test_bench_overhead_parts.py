@@ -22,7 +22,8 @@ from sollol_proxy.lab.bench_bytes import (
     V1_EMBED,
     Target,
 )
-from sollol_proxy.lab.bench_callers import Caller, CallFailed, Line, Loop, opened
+from sollol_proxy.lab.bench_callers import Caller, CallFailed, Line
+from sollol_proxy.lab.bench_crowds import Loop, opened
 from sollol_proxy.lab.bench_overhead_contenders import Running
 from sollol_proxy.lab.bench_overhead_measures import QUICK, Stage
 from sollol_proxy.lab.bench_upstream import GO, HOLD, STATS, Upstreams, addresses_of
@@ -277,3 +278,14 @@ async def test_hosts_that_are_gone_are_no_traceback(target: Target) -> None:
         stage = Stage(Running(target), target, os.getpid(), "http://127.0.0.1:9", session, QUICK)
         with pytest.raises(CallFailed, match="the hosts do not answer"):
             await stage.control(STATS)
+
+
+async def test_streams_that_do_not_open_are_not_waited_for_when_none_does(
+    upstreams: Upstreams, target: Target
+) -> None:
+    # The rest of its body never comes, so neither does an answer.
+    silent = b"POST /api/chat HTTP/1.1\r\nContent-Length: 10\r\n\r\nhalf"
+    requests = [target.chat(0, ENDLESS, 100), silent, silent]
+    async with opened(target, requests, 0.05) as streams:
+        assert streams.flowing <= 1
+        assert len(streams.callers) <= 3
