@@ -137,16 +137,18 @@ def streams_of(flows: Flows) -> Measure:
         async with _flowing(stage, flows) as streams:
             await asyncio.sleep(stage.sizes.window_s / 4)  # what opening them left to do
             meter, before, pieces = stage.meter(), streams.records, streams.pieces
+            flowing = streams.flowing
             await asyncio.sleep(stage.sizes.window_s)
             used, records = meter.usage(), streams.records - before
             pieces = streams.pieces - pieces
             stats = await stage.control(STATS)
             return {
                 "streams": str(flows),
-                "open": streams.flowing,
+                "open": flowing,
+                "broken": streams.broken,
                 "cpu_us_per_record": used.cpu_us_per(records),
                 "records_per_s": records / used.wall_s,
-                "asked_per_s": streams.flowing * flows.rate,
+                "asked_per_s": flowing * flows.rate,
                 "records_per_piece": records / pieces if pieces else None,
                 "hosts_lateness_s": stats["lateness_s"],
                 **used.shares(),

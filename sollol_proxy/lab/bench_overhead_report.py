@@ -147,6 +147,9 @@ def trust(lines: Sequence[Line]) -> str:
     saturated = [line for line in lines if (line.get("kept") or 100) < 100 * LEAST_KEPT_RATIO]
     if saturated:
         notes.append(f"not all records that were due came: {_named(saturated)}")
+    broken = [line for line in lines if line.get("broken")]
+    if broken:
+        notes.append(f"streams broke off while records were counted: {_named(broken)}")
     lumped = [line for line in lines if (line.get("records_per_piece") or 0) > MOST_LUMPED]
     if lumped:
         most = max(line["records_per_piece"] for line in lumped)
@@ -187,8 +190,14 @@ def _ratio(figure: Figure, one: Mapping[int, Line], other: Mapping[int, Line]) -
     found = quotients({n: one[n] for n in both}, other, figure.key)
     if not found:
         return "-"
-    is_floor = figure.is_floored and any(other[n].get("is_floor") for n in both)
-    return f"≤ {shown(found)}" if is_floor else shown(found)
+    if not figure.is_floored:
+        return shown(found)
+    own, others = (any(runs[n].get("is_floor") for n in both) for runs in (one, other))
+    return f"{_SIGNS[own, others]}{shown(found)}"
+
+
+_SIGNS = {(False, False): "", (True, False): "≥ ", (False, True): "≤ ", (True, True): "? "}
+"""Of a quotient, by whether what is divided is a floor, and what it is divided by."""
 
 
 def _first(lines: Sequence[Line], key: str) -> Any:

@@ -180,11 +180,20 @@ def test_ratios_are_taken_round_by_round() -> None:
     assert ratios([line for line in LINES if line["contender"] == "sollol"]) == ""
 
 
+@pytest.mark.parametrize(
+    ("own", "other", "sign"),
+    [(False, False, ""), (True, False, "≥ "), (False, True, "≤ "), (True, True, "? ")],
+)
+def test_ratio_of_a_floor_has_a_sign(own: bool, other: bool, sign: str) -> None:
+    lines = [small("sollol", 0, 100.0, is_floor=own), small("nginx", 0, 200.0, is_floor=other)]
+    assert f"  {sign}0.50" in ratios(lines)
+
+
 def test_report_says_what_spoils_figures() -> None:
     streams = {"measure": "streams 64@50", "contender": "sollol", "round": 0, "place": 1}
     lines = [
         *LINES,
-        {**streams, "kept": 50.0, "cpu_us_per_record": 20.0, "records_per_piece": 1.5},
+        {**streams, "broken": 2, "kept": 50.0, "cpu_us_per_record": 20.0, "records_per_piece": 1.5},
         {**streams, "contender": "nginx", "place": 2, "hosts_lateness_s": 0.25, "kept": 100.0},
         small("nginx", 3, 10.0, others_cores=0.7, relay_cores=0.3, is_pinned=False),
         {"measure": "many", "contender": "direct", "round": 0, "place": 0, "error": "none opens"},
@@ -194,6 +203,7 @@ def test_report_says_what_spoils_figures() -> None:
     assert "(small: nginx)" in printed
     assert "not all records that were due came: streams 64@50: sollol" in printed
     assert "lumps of up to 1.5" in printed
+    assert "broke off while records were counted: streams 64@50: sollol" in printed
     assert "clock was up to 0.25 s late: streams 64@50: nginx" in printed
     assert "others used up to 0.7 cores meanwhile: small: nginx" in printed
     assert "not on the one core that it should have: nginx" in printed
