@@ -29,24 +29,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"one of {', '.join(WORKLOADS)}, or a file; .jsonl is a recording",
     )
     parser.add_argument(
-        "--load", metavar="LOAD", type=_positive, default=0.6, help="of the pool's capacity"
+        "--load", metavar="LOAD", type=positive, default=0.6, help="of the pool's capacity"
     )
-    parser.add_argument("--requests", metavar="N", type=_count, default=300, help="in a run")
-    parser.add_argument("--seeds", metavar="N", type=_count, default=1, help="runs of each")
+    parser.add_argument("--requests", metavar="N", type=count, default=300, help="in a run")
+    parser.add_argument("--seeds", metavar="N", type=count, default=1, help="runs of each")
     parser.add_argument(
         "--first-seed", metavar="N", type=int, default=0, help="the seeds count from here"
     )
     parser.add_argument(
         "--time-scale",
         metavar="X",
-        type=_positive,
+        type=positive,
         help="model seconds a second; default: what a short trial shows this machine to carry",
     )
     parser.add_argument(
         "--policies",
         metavar="NAME,...",
-        type=_policies,
-        default=_policies(DEFAULT_POLICIES),
+        type=policies,
+        default=policies(DEFAULT_POLICIES),
         help=f"of ours: {', '.join(POLICIES)} or package.module:Class; default {DEFAULT_POLICIES}",
     )
     parser.add_argument("--nginx", action="store_true", help="compare with nginx's least_conn")
@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="print the hosts' addresses and wait for Enter, so that others can be configured",
     )
     parser.add_argument(
-        "--first-port", metavar="N", type=_port, default=0, help="of the hosts; default: free ones"
+        "--first-port", metavar="N", type=port, default=0, help="of the hosts; default: free ones"
     )
     parser.add_argument(
         "--simulated", action="store_true", help="simulate the same, and print live ÷ simulated"
@@ -83,7 +83,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plots", metavar="DIR", help="draw pictures (needs matplotlib)")
 
 
-def _positive(value: str) -> float:
+def positive(value: str) -> float:
+    """A number above 0 and below 1000."""
     try:
         number = float(value)
     except ValueError:
@@ -93,19 +94,22 @@ def _positive(value: str) -> float:
     return number
 
 
-def _count(value: str) -> int:
+def count(value: str) -> int:
+    """A whole number above 0."""
     if not value.isdecimal() or int(value) < 1:
         raise argparse.ArgumentTypeError(f"{value!r} is no number above 0")
     return int(value)
 
 
-def _port(value: str) -> int:
+def port(value: str) -> int:
+    """A port with some more above it; 0 = any."""
     if not value.isdecimal() or not 0 <= int(value) < 65_000:
         raise argparse.ArgumentTypeError(f"{value!r} is no port")
     return int(value)
 
 
-def _policies(value: str) -> list[str]:
+def policies(value: str) -> list[str]:
+    """Names of policies of ours, each once."""
     names = list(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
     for name in names:
         try:

@@ -16,9 +16,9 @@ daemon off;
 worker_processes 1;
 pid nginx.pid;
 error_log stderr crit;
-events {{ worker_connections 8192; }}
+events {{ worker_connections {connections}; }}
 http {{
-  access_log off;
+  access_log {access_log};
   client_max_body_size 0;
   client_body_buffer_size 1m;
   client_body_temp_path body;
@@ -54,12 +54,11 @@ _HAPROXY = """\
 # A central queue: a host gets no more jobs than it has slots. Where hosts lack models, the body
 # says which of them can take a request, and each such group of hosts has a queue of its own.
 global
-  maxconn 8000
+  maxconn {connections}
   nbthread 1
-  tune.bufsize 262144
-defaults
+{globals}defaults
   mode http
-  option http-keep-alive
+{log}  option http-keep-alive
   option http-no-delay
   option redispatch 1
   retries 2
@@ -96,14 +95,36 @@ class Upstream:
         return urlsplit(self.url).netloc
 
 
-def nginx_conf(hosts: Sequence[Upstream], port: int) -> str:
-    """For nginx with `least_conn`; it queues nothing, so requests queue in the hosts."""
+def nginx_conf(
+    hosts: Sequence[Upstream], port: int, *, access_log: str = "off", connections: int = 8192
+) -> str:
+    """For nginx with `least_conn`; it queues nothing, so requests queue in the hosts.
+
+    access_log: a file in its folder. connections: to clients and hosts together.
+    """
     servers = "\n".join(f"    server {h.address} max_fails=1 fail_timeout=5s;" for h in hosts)
-    return _NGINX.format(servers=servers, port=port, tries=len(hosts))
+    return _NGINX.format(
+        servers=servers,
+        port=port,
+        tries=len(hosts),
+        access_log=access_log,
+        connections=connections,
+    )
 
 
-def haproxy_cfg(hosts: Sequence[Upstream], port: int) -> str:
-    """For haproxy with `leastconn` and a queue in front of the hosts' slots."""
+def haproxy_cfg(
+    hosts: Sequence[Upstream],
+    port: int,
+    *,
+    has_log: bool = False,
+    connections: int = 8000,
+    buffer_bytes: int | None = 262_144,
+) -> str:
+    """For haproxy with `leastconn` and a queue in front of the hosts' slots.
+
+    has_log: a line a request on standard output. connections: of clients. buffer_bytes: of a
+    connection, which bounds the bodies that can be looked at; None = its default.
+    """
     groups = _groups(hosts)
     rules = "  default_backend ollama_1\n"
     if len(groups) > 1:
@@ -118,7 +139,14 @@ def haproxy_cfg(hosts: Sequence[Upstream], port: int) -> str:
         )
         for number, holders in enumerate(groups, 1)
     )
-    return _HAPROXY.format(port=port, rules=rules, backends=backends)
+    return _HAPROXY.format(
+        port=port,
+        rules=rules,
+        backends=backends,
+        connections=connections,
+        globals="" if buffer_bytes is None else f"  tune.bufsize {buffer_bytes}\n",
+        log="  log stdout format raw local0\n  option httplog\n" if has_log else "",
+    )
 
 
 def _groups(hosts: Sequence[Upstream]) -> dict[tuple[Upstream, ...], list[str]]:

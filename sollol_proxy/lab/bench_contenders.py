@@ -8,15 +8,18 @@ import shutil
 import socket
 import tempfile
 from asyncio.subprocess import DEVNULL, Process
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 
 from aiohttp import ClientError, ClientSession
 
 from sollol_proxy.lab import bench_serve
 from sollol_proxy.lab.bench_configs import Upstream, haproxy_cfg, nginx_conf
+from sollol_proxy.lab.bench_machine import pinned
+from sollol_proxy.lab.process import end
 from sollol_proxy.lab.simspec import SimSpec
 
 NGINX, HAPROXY = "nginx", "haproxy"
@@ -24,7 +27,7 @@ RIVALS = (NGINX, HAPROXY)
 
 _FOLDERS = f"{os.defpath}:/usr/sbin:/usr/local/sbin:/sbin"
 _READY_TIMEOUT_S = 30.0
-_LOOK_EVERY_S = 0.02
+_LOOK_EVERY_S = 0.005
 
 
 class ContenderFailed(Exception):
@@ -49,10 +52,14 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """Where a contender answers. pid: of our own process; None = it is somebody else's."""
+    """Where a contender answers. pid: of our own process; None = it is somebody else's.
+
+    start_s: from its first instruction to its first connection; None = nobody saw it start.
+    """
 
     url: str
     pid: int | None = None
+    start_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +84,8 @@ def ours(policy: str) -> Contender:
             bench_serve.spawned_proxy(config, speed=scene.speed, seed=seed) as child,
             ClientSession() as session,
         ):
-            await _until(
-                lambda: _are_up(session, child.url, len(scene.hosts)),
+            await until(
+                lambda: are_up(session, child.url, len(scene.hosts)),
                 "the proxy does not find its hosts up",
             )
             yield Started(child.url, child.pid)
@@ -99,8 +106,8 @@ def rival(name: str) -> Contender:
         port = free_port()
         with tempfile.TemporaryDirectory(prefix=f"bench-{name}-") as folder:
             words = configured(name, scene.upstreams(), port, Path(folder))
-            async with _running((program, *words), port, Path(folder)):
-                yield Started(f"http://127.0.0.1:{port}")
+            async with program_on((program, *words), port, Path(folder)) as started:
+                yield Started(started.url)
 
     return Contender(name, start)
 
@@ -147,25 +154,44 @@ def free_port() -> int:
 
 
 @asynccontextmanager
-async def _running(command: Sequence[str], port: int, folder: Path) -> AsyncIterator[None]:
+async def program_on(
+    command: Sequence[str],
+    port: int,
+    folder: Path,
+    *,
+    cores: frozenset[int] = frozenset(),
+    environment: Mapping[str, str] | None = None,
+) -> AsyncIterator[Started]:
+    """A program that listens on a port of 127.0.0.1, for the block.
+
+    folder: gets what it prints, as stdout.log and stderr.log. cores: it and what it starts may
+    use; empty = all. environment: None = this process's.
+
+    Raises:
+        ContenderFailed: it ends at its start, or does not listen within 30 s.
+    """
     said = folder / "stderr.log"
-    with said.open("wb") as stderr:
+    began_s = monotonic()
+    with said.open("wb") as stderr, (folder / "stdout.log").open("wb") as stdout, pinned(cores):
         process = await asyncio.create_subprocess_exec(
-            *command, stdin=DEVNULL, stdout=DEVNULL, stderr=stderr
+            *command, stdin=DEVNULL, stdout=stdout, stderr=stderr, env=environment
         )
     try:
-        await _until(lambda: _accepts(port, process), f"{command[0]} does not listen")
+        await until(lambda: _accepts(port, process), f"{command[0]} does not listen")
         if process.returncode is not None:
             lines = said.read_text(errors="replace").splitlines()
             raise ContenderFailed(f"{command[0]} ended at its start: {' / '.join(lines)}")
-        yield
+        yield Started(f"http://127.0.0.1:{port}", process.pid, monotonic() - began_s)
     finally:
-        with suppress(ProcessLookupError):
-            process.terminate()
-        await process.wait()
+        await end(process)
 
 
-async def _until(holds: Callable[[], Awaitable[bool]], otherwise: str) -> None:
+async def until(holds: Callable[[], Awaitable[bool]], otherwise: str) -> None:
+    """Wait until something holds.
+
+    Raises:
+        ContenderFailed: it did not within 30 s; with `otherwise` as its text.
+    """
     try:
         async with asyncio.timeout(_READY_TIMEOUT_S):
             while not await holds():  # noqa: ASYNC110 - another process sets no event
@@ -186,7 +212,8 @@ async def _accepts(port: int, process: Process) -> bool:
     return True
 
 
-async def _are_up(session: ClientSession, url: str, hosts: int) -> bool:
+async def are_up(session: ClientSession, url: str, hosts: int) -> bool:
+    """Whether our proxy finds so many hosts up."""
     try:
         async with session.get(f"{url}/sollol/stats") as response:
             document = await response.json()

@@ -8,8 +8,6 @@ contenders turns from seed to seed, so that a machine that changes its mind hits
 from __future__ import annotations
 
 import argparse
-import asyncio
-import json
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -20,6 +18,7 @@ from typing import Any, TextIO
 from sollol_proxy.lab import simulate_plots
 from sollol_proxy.lab.bench_agreement import simulated
 from sollol_proxy.lab.bench_arguments import add_arguments
+from sollol_proxy.lab.bench_command import enter, json_file, run_until_signal, say, write_line
 from sollol_proxy.lab.bench_contenders import (
     RIVALS,
     Contender,
@@ -40,7 +39,6 @@ from sollol_proxy.lab.simulate import Scenario
 from sollol_proxy.lab.simulate_report import table
 from sollol_proxy.lab.simulate_world import Sample
 from sollol_proxy.lab.workload_files import WorkloadError, workload
-from sollol_proxy.server import lifecycle
 
 __all__ = ["add_arguments", "run"]
 
@@ -65,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
         if options.plots:
             simulate_plots.pyplot()  # rather now than after the runs
         scenario, contenders = _scenario(options), _contenders(options)
-        return lifecycle.run(_main(options, scenario, contenders))
+        return run_until_signal(_main(options, scenario, contenders))
     except (
         PoolError,
         WorkloadError,
@@ -84,7 +82,7 @@ async def _main(
 ) -> int:
     speed = options.time_scale or await _speed(scenario, contenders)
     with ExitStack() as stack:
-        out = _json_file(options.json, stack)
+        out = json_file(options.json, stack)
         if options.slow:
             report = await _notice(options, scenario, contenders, speed, out)
         else:
@@ -97,15 +95,15 @@ async def _main(
 async def _speed(scenario: Scenario, contenders: Sequence[Contender]) -> float:
     tried = await trial(scenario, next((c for c in contenders if c.policy), ours("round_robin")))
     if tried is None:
-        _say(f"nothing is known of this machine's load: time runs {UNKNOWN_SPEED:g} times as fast")
+        say(f"nothing is known of this machine's load: time runs {UNKNOWN_SPEED:g} times as fast")
         return UNKNOWN_SPEED
-    _say(
+    say(
         f"a model second costs {tried.cost * 1000:.1f} ms of CPU for {tried.records:.0f} records; "
         f"with {tried.free_cores:.1f} cores free that is {tried.most_records:.0f} records a second "
         f"at most; time runs {tried.speed:g} times as fast"
     )
     if tried.is_tight:
-        _say("this machine is too busy or too small for the scenario; a smaller pool would help")
+        say("this machine is too busy or too small for the scenario; a smaller pool would help")
     return tried.speed
 
 
@@ -129,8 +127,8 @@ async def _compare(
                 line = line_of(scenario, contender.name, seed, speed, done)
                 results.lines.append(line)
                 results.samples.setdefault((scenario.load, contender.name), samples_of(done))
-                _write(out, line)
-                _say(f"seed {seed}, {contender.name}: P95 {line['p95_s']:.1f} s")
+                write_line(out, line)
+                say(f"seed {seed}, {contender.name}: P95 {line['p95_s']:.1f} s")
     names = [contender.name for contender in contenders]
     results.lines.sort(key=lambda line: names.index(line["policy"]))
     report = table(results.lines) + trust(results.lines)
@@ -143,7 +141,7 @@ async def _compare(
     if options.plots:
         folder = Path(options.plots)
         for path in simulate_plots.draw(folder, results.lines, results.samples):
-            _say(str(path))
+            say(str(path))
     return report
 
 
@@ -162,7 +160,7 @@ async def _notice(
                 if contender.policy:
                     requests = requests_of(scenario, seed)
                     found = await notice(hosts, contender, requests, seed, options.slow)
-                    _write(out, found.line())
+                    write_line(out, found.line())
                     report += found.text()
     return report
 
@@ -170,9 +168,9 @@ async def _notice(
 async def _hold(scene: Scene) -> None:
     """Wait for Enter, or the end of the input."""
     for host in scene.hosts:
-        _say(f"{host.id}: {scene.urls[host.id]} ({host.slots} at once)")
-    _say("These hosts stay. Configure the others, then press Enter.")
-    await asyncio.to_thread(sys.stdin.readline)
+        say(f"{host.id}: {scene.urls[host.id]} ({host.slots} at once)")
+    say("These hosts stay. Configure the others, then press Enter.")
+    await enter()
 
 
 def _scenario(options: argparse.Namespace) -> Scenario:
@@ -197,23 +195,3 @@ def _contenders(options: argparse.Namespace) -> list[Contender]:
     if twins := sorted({name for name in names if names.count(name) > 1}):
         raise ContenderFailed(f"several contenders are called {', '.join(twins)}")
     return contenders
-
-
-def _json_file(name: str | None, stack: ExitStack) -> TextIO | None:
-    if name is None:
-        return None
-    if name == "-":
-        return sys.stdout
-    return stack.enter_context(open(name, "w", encoding="utf-8"))
-
-
-def _write(out: TextIO | None, line: dict[str, Any]) -> None:
-    if out is not None:
-        out.write(json.dumps(line) + "\n")
-        out.flush()
-
-
-def _say(text: str) -> None:
-    """A word to whoever watches; standard output is for the report."""
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()

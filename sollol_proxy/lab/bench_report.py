@@ -93,7 +93,7 @@ def ratios(lines: Sequence[Line], ours: Sequence[str]) -> str:
         # Two of ours are compared once.
         for other in (name for name in by_name if name not in ours[: place + 1]):
             cells = [
-                f"{title} {_shown(_quotients(by_name[policy], by_name[other], key))}"
+                f"{title} {shown(quotients(by_name[policy], by_name[other], key))}"
                 for key, title in (("mean_s", "mean"), ("p95_s", "P95"))
             ]
             rows.append(f"{policy} ÷ {other}: {', '.join(cells)}\n")
@@ -144,11 +144,13 @@ def _mean(runs: Mapping[int, Line], key: str) -> float:
     return mean(float(line[key]) for line in runs.values())
 
 
-def _quotients(one: Mapping[int, Line], other: Mapping[int, Line], key: str) -> list[float]:
+def quotients(one: Mapping[int, Line], other: Mapping[int, Line], key: str) -> list[float]:
+    """One's figures ÷ another's, seed by seed, or whatever else the runs are numbered by."""
     return [one[seed][key] / other[seed][key] for seed in one if seed in other]
 
 
-def _shown(values: Sequence[float]) -> str:
+def shown(values: Sequence[float]) -> str:
+    """The median, and from where to where the values go."""
     if len(values) == 1:
         return f"{values[0]:.2f}"
     return f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})"

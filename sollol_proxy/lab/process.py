@@ -19,6 +19,7 @@ _READY = "listening on "
 _UNTIL_EOF = "--until-eof"
 _READY_TIMEOUT_S = 60.0
 _TERM_TIMEOUT_S = 5.0
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class ChildFailed(Exception):
@@ -85,19 +86,9 @@ class Child:
 
     async def stop(self) -> None:
         """SIGTERM, then SIGKILL if that does not help. Nothing to a process that has ended."""
-        process = self._process
-        if process is None:
-            return
-        if process.returncode is None:
-            with suppress(ProcessLookupError):
-                process.terminate()
-            try:
-                async with asyncio.timeout(_TERM_TIMEOUT_S):
-                    await process.wait()
-            except TimeoutError:
-                with suppress(ProcessLookupError):
-                    process.kill()
-        await self._wait_and_close(process)
+        if self._process is not None:
+            await end(self._process)
+            await self._wait_and_close(self._process)
 
     async def _ready_url(self) -> str:
         process = self._running()
@@ -126,6 +117,20 @@ class Child:
         return self._process
 
 
+async def end(process: Process) -> None:
+    """SIGTERM, then SIGKILL if that does not help in time; wait for the end."""
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            process.terminate()
+        try:
+            async with asyncio.timeout(_TERM_TIMEOUT_S):
+                await process.wait()
+        except TimeoutError:
+            with suppress(ProcessLookupError):
+                process.kill()
+    await process.wait()
+
+
 def spawned(module: str, *arguments: str) -> Child:
     """A lab host that `python -m module arguments` runs, on a free port."""
     return Child((module, _UNTIL_EOF, *arguments))
@@ -144,7 +149,7 @@ async def announce_and_wait(url: str, *, until_eof: bool) -> None:
     """
     loop = asyncio.get_running_loop()
     leave = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _SIGNALS:
         loop.add_signal_handler(number, leave.set)
     if until_eof:
         loop.add_reader(sys.stdin.fileno(), leave.set)

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from aiohttp import ClientSession
 
+from sollol_proxy.lab.bench_bytes import MODELS
 from sollol_proxy.lab.bench_configs import Upstream, haproxy_cfg, nginx_conf
 from sollol_proxy.lab.bench_contenders import (
     HAPROXY,
@@ -146,14 +147,24 @@ def test_file_in_deploy_is_what_the_bench_writes(file: str, text: str) -> None:
 
 def addresses(file: str) -> Sequence[str]:
     document = yaml.safe_load((BENCH / file).read_text())
-    if file == "litellm.yaml":
-        return [entry["litellm_params"]["api_base"] for entry in document["model_list"]]
+    if file.startswith("litellm"):
+        bases = [entry["litellm_params"]["api_base"] for entry in document["model_list"]]
+        return list(dict.fromkeys(bases))
     return [entry["url"] for entry in document["discovery"]["static"]["endpoints"]]
 
 
-@pytest.mark.parametrize("file", ["litellm.yaml", "olla.yaml"])
+@pytest.mark.parametrize("file", ["litellm.yaml", "litellm-overhead.yaml", "olla.yaml"])
 def test_file_for_others_names_the_same_hosts(file: str) -> None:
     assert addresses(file) == [upstream.url for upstream in tri()]
+
+
+def test_file_for_overhead_names_every_model_on_every_host() -> None:
+    document = yaml.safe_load((BENCH / "litellm-overhead.yaml").read_text())
+    named = [
+        (entry["model_name"], entry["litellm_params"]["api_base"])
+        for entry in document["model_list"]
+    ]
+    assert named == [(model, upstream.url) for model in MODELS for upstream in tri()]
 
 
 def test_page_names_the_ports_of_the_files() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,8 +76,14 @@ def test_held_hosts_are_named_before_anything_runs(
     benched: Call, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     printed_before_enter = ""
+    keyboard, fingers = os.pipe()
+    os.write(fingers, b"\n")
 
     class Enter:
+        @staticmethod
+        def fileno() -> int:
+            return keyboard
+
         @staticmethod
         def readline() -> str:
             nonlocal printed_before_enter
@@ -88,6 +95,8 @@ def test_held_hosts_are_named_before_anything_runs(
     for number in (1, 2, 3, 4):
         assert f"3060-{number}: http://127.0.0.1:" in printed_before_enter
     assert "seed" not in printed_before_enter
+    os.close(keyboard)
+    os.close(fingers)
 
 
 def test_slow_host_is_noticed(benched: Call, capsys: pytest.CaptureFixture[str]) -> None:
