@@ -35,6 +35,10 @@ CPU_RATIO = 0.1
 """The same without a GPU."""
 
 MIN_ESTIMATE_TOKENS = 16
+
+_TELLING = frozenset(4**power for power in range(16))
+"""Once so many hosts have been measured with a model, guesses for the others are made anew."""
+
 MAX_PROMPTS = 1024
 
 
@@ -93,8 +97,7 @@ class HostMemory:
 class Memory:
     """Everything learnt. Only the scheduler and its hosts write to it; policies read.
 
-    epoch: another number whenever what is said of a host may have changed by something else than
-        that host.
+    epoch: another number whenever guesses may have changed that rest on other hosts.
     """
 
     def __init__(self) -> None:
@@ -132,13 +135,12 @@ class Memory:
             paces = self._paces[host_id] = {}
         pace = paces.get(model)
         if pace is None:
-            host = self.of(host_id)
-            pace = paces[model] = Pace(
-                self._prefill(host, model, size_bytes), self._decode(host, model, size_bytes)
-            )
-            if host.speeds.decode_of(model) is None or host.speeds.prefill_of(model) is None:
-                self._guessed.add(host_id)
+            pace = paces[model] = self._pace(host_id, model, size_bytes)
         return pace
+
+    def is_guess(self, host_id: str) -> bool:
+        """Whether what was last said of a host's pace rests on other hosts' in part."""
+        return host_id in self._guessed
 
     def prompt_ratio(self, model: str) -> float:
         """Tokens that hosts count in a prompt ÷ those that were estimated."""
@@ -157,15 +159,15 @@ class Memory:
         self._paces.pop(host_id, None)
         if is_first:
             hosts = self._firsts[model] = self._firsts.get(model, 0) + 1
-            if hosts & (hosts - 1):
+            if hosts not in _TELLING:
                 return
-            # Guesses for others rest on medians, which one more of many hardly moves: they are
-            # made anew whenever twice as many have been measured.
-            for guessed in self._guessed:
-                self._paces.pop(guessed, None)
-            self._guessed.clear()
+            # Guesses for others rest on medians, which one more of many hardly moves.
             self._medians.clear()
-            self.epoch += 1
+            if self._guessed:
+                for guessed in self._guessed:
+                    self._paces.pop(guessed, None)
+                self._guessed.clear()
+                self.epoch += 1
 
     def see_footprints(self, resident: Iterable[ResidentModel]) -> None:
         """A probe found these in memory."""
@@ -226,21 +228,21 @@ class Memory:
             setattr(self, name, value)
         self.epoch = epoch
 
-    def _prefill(self, host: HostMemory, model: str, size_bytes: int) -> float:
-        own = host.speeds.prefill_tokens_per_s(model, size_bytes)
-        if own is not None:
-            return own
-        median_speed, _ = self._median_of(model, is_cpu=bool(host.is_cpu))
-        scale = _ratio(size_bytes) * _slowness(host)
-        return DEFAULT_PREFILL_TOKENS_PER_S * scale if median_speed is None else median_speed
-
-    def _decode(self, host: HostMemory, model: str, size_bytes: int) -> float:
-        own = host.speeds.decode_tokens_per_s(model, size_bytes)
-        if own is not None:
-            return own
-        _, median_speed = self._median_of(model, is_cpu=bool(host.is_cpu))
-        scale = _ratio(size_bytes) ** SIZE_EXPONENT * _slowness(host)
-        return DEFAULT_DECODE_TOKENS_PER_S * scale if median_speed is None else median_speed
+    def _pace(self, host_id: str, model: str, size_bytes: int) -> Pace:
+        host = self.of(host_id)
+        prefill = host.speeds.prefill_tokens_per_s(model, size_bytes)
+        decode = host.speeds.decode_tokens_per_s(model, size_bytes)
+        if prefill is None or decode is None:
+            self._guessed.add(host_id)
+            likely = self._median_of(model, is_cpu=bool(host.is_cpu))
+            ratio, slowness = _ratio(size_bytes), _slowness(host)
+            if prefill is None:
+                default = DEFAULT_PREFILL_TOKENS_PER_S * ratio * slowness
+                prefill = default if likely[0] is None else likely[0]
+            if decode is None:
+                default = DEFAULT_DECODE_TOKENS_PER_S * ratio**SIZE_EXPONENT * slowness
+                decode = default if likely[1] is None else likely[1]
+        return Pace(prefill, decode)
 
     def _median_of(self, model: str, *, is_cpu: bool) -> tuple[float | None, float | None]:
         """Prefill and decode speed of the hosts of a kind that have measured the model."""

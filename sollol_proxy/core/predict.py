@@ -153,6 +153,21 @@ def _rest_s(memory: Memory, running: Running, host: HostView, now: float) -> flo
     return max((output_tokens(memory, job, written) - written) / rate, MIN_REST_S)
 
 
+def slow_down_after(host: HostView, model: str) -> float:
+    """The same for a job that gets the next slot of a full host: the oldest there has ended."""
+    oldest = min(
+        (running for running in host.running if running.job.kind.takes_slot),
+        key=lambda running: running.begun_s,
+        default=None,
+    )
+    running = dict(host.in_flight_by_model)
+    if oldest is not None:
+        running[oldest.job.model] -= 1
+    streams = running.get(model, 0) + 1
+    runners = len({model, *(name for name, count in running.items() if count > 0)})
+    return host.known.speeds.share(streams) * runners
+
+
 def slow_down(host: HostView, model: str, *, joins: bool = False) -> float:
     """How many times slower than alone a job of the model runs beside what runs there; ≥ 1.
 

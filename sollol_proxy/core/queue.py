@@ -50,10 +50,13 @@ def lane_of(job: Job) -> Lane:
 
 
 class Queue:
-    """Waiting jobs in order. Not bounded by itself: the scheduler refuses."""
+    """Waiting jobs in order. Not bounded by itself: the scheduler refuses.
+
+    ageing_s: seconds of waiting that are worth one level of priority.
+    """
 
     def __init__(self, ageing_s: float) -> None:
-        self._ageing_s = ageing_s
+        self.ageing_s = ageing_s
         self._lanes: dict[Lane, list[_Place]] = {}
         self._entries: dict[str, _Entry] = {}
         self._deadlines: list[tuple[float, str]] = []
@@ -67,7 +70,7 @@ class Queue:
 
     def key(self, job: Job) -> float:
         """The job's place, seconds; constant while it waits."""
-        return job.arrived_s - self._ageing_s * job.priority
+        return job.arrived_s - self.ageing_s * job.priority
 
     def add(self, job: Job, now: float, shift_s: float = 0.0) -> None:
         """Let a job in. shift_s: added to its key; < 0 moves it forward.
@@ -149,13 +152,15 @@ class Queue:
 
     def overdue(self, now: float) -> list[Job]:
         """Jobs whose deadline is over; they stay until removed."""
-        return [
-            entry.place.job
+        # A job that has come back, or changed its place, stands in the heap more than once.
+        overdue = {
+            job_id: entry.place.job
             for deadline_s, job_id in self._deadlines
             if deadline_s <= now
             and (entry := self._entries.get(job_id)) is not None
             and entry.place.job.deadline_s == deadline_s
-        ]
+        }
+        return list(overdue.values())
 
     def _drop_stale_deadlines(self) -> None:
         while self._deadlines:

@@ -130,7 +130,7 @@ class Scheduler:
             self.memory.demand.add(job.model, now)
         asked = self._as_asked(job)
         self._queue.add(asked, now, self._key_shift(asked))
-        effects = self._dispatch(now, arrives=True)
+        effects = self._dispatch(now, arrived=asked)
         if (
             job.attempt == 1
             and job.id in self._queue
@@ -369,8 +369,8 @@ class Scheduler:
         self._stranded_since.pop(job_id, None)
         return self._planned.gone(job) if self._planned is not None and job is not None else 0.0
 
-    def _dispatch(self, now: float, *, arrives: bool = False) -> list[Effect]:
-        """Give out what can be given out. arrives: a job is new, and wants to know its wait."""
+    def _dispatch(self, now: float, *, arrived: Job | None = None) -> list[Effect]:
+        """Give out what can be given out. arrived: nothing has happened but that this job came."""
         effects: list[Effect] = []
         more = bool(len(self._queue))
         while more:
@@ -380,15 +380,18 @@ class Scheduler:
                 while self._round(now, effects):
                     pass
             else:
-                while self._planned_round(self._planned, now, effects, arrives=arrives):
-                    pass
+                while self._planned_round(self._planned, now, effects, arrived=arrived):
+                    arrived = None
             more = self._look_after_stranded(now, effects)
         return effects
 
     def _planned_round(
-        self, planned: Planned, now: float, effects: list[Effect], *, arrives: bool
+        self, planned: Planned, now: float, effects: list[Effect], *, arrived: Job | None
     ) -> bool:
-        """One plan, carried out; whether another may bring more."""
+        """One plan, carried out; whether another may bring more.
+
+        arrived: the only thing that is new since the last one.
+        """
         hosts = self._pool.routable()
         waiting = self._queue.window(LOOKED_AT, self._is_possible)
         without_slot = [job for job in waiting if not job.kind.takes_slot]
@@ -398,14 +401,24 @@ class Scheduler:
         for lane in planned.holds.lanes():
             if lane not in lanes:
                 planned.holds.end_lane(lane)
-        if not waiting or not (lanes or (arrives and len(waiting) <= TOLD_AT_ONCE)):
+        if not waiting or not (lanes or (arrived is not None and len(waiting) <= TOLD_AT_ONCE)):
             return False
         seen = {lane_of(job) for job in waiting}
-        waiting += self._queue.window(LOOKED_AT, lambda lane: lane in lanes and lane not in seen)
+        waiting += self._queue.window(
+            LOOKED_AT // 2, lambda lane: lane in lanes and lane not in seen
+        )
         looked_at = [job for job in waiting if job.kind.takes_slot]
+        if arrived is not None and all(job is not arrived for job in looked_at):
+            # So far back that nothing changes for those that were planned for.
+            return self._hold(planned, Plan(), looked_at, hosts, now, effects)
         plan = planned.plan(looked_at, hosts, now) if looked_at else None
         if plan is None:
             return self._round(now, effects, is_fallback=True)
+        first = looked_at[0]
+        if planned.is_passed_over(first, plan, hosts, now) and self._end_hold(
+            planned, first.id, hosts, now, effects
+        ):
+            return True
         done = [self._carry_out(decision, now, effects) for decision in plan.decisions]
         if plan.is_partial and any(done):
             return True

@@ -18,7 +18,7 @@ from sollol_proxy.core.policies.base import HostView, Plan, Planner
 from sollol_proxy.core.policies.explain import reason_for
 from sollol_proxy.core.policies.layout import Wish
 from sollol_proxy.core.policies.outlook import LoadPrices
-from sollol_proxy.core.policies.scene import Options, Scene, Views, idle_times, least_s
+from sollol_proxy.core.policies.scene import Options, Scene, Views, best_of, idle_times, least_s
 from sollol_proxy.core.types import Candidate, Decision, Job
 
 MIN_SERVICE_S = 0.05
@@ -53,7 +53,9 @@ class CompletionTime(Planner):
         """Lay the jobs out; those that stand first on a free slot go, the others are held."""
         scene = self._scene(waiting, hosts, now)
         decisions = [self._decide(scene, *start) for start in scene.starts()]
-        return Plan(decisions, scene.holds(), is_partial=scene.is_partial)
+        # Where fewer go than hosts were looked at for each, the others would not help either.
+        is_partial = scene.is_partial and len(decisions) >= self.options.looked_at_hosts
+        return Plan(decisions, scene.holds(), is_partial=is_partial)
 
     def idle_times(
         self, jobs: Sequence[Job], hosts: Sequence[HostView], now: float
@@ -63,10 +65,11 @@ class CompletionTime(Planner):
 
     def place(self, job: Job, hosts: Sequence[HostView], now: float) -> Decision:
         """The free host with the least cost."""
-        scene = self._scene([job], hosts, now)
+        # All of them have a slot, so the rates alone tell which are worth a close look.
+        scene = self._scene([job], best_of(self._kept(), job, hosts, self.options.large_pool), now)
         prices = scene.prices(scene.wishes[0])
         index = min(prices, key=lambda host: (prices[host].total_s, scene.hosts[host].view.spec.id))
-        return self._decide(scene, scene.wishes[0], index)
+        return self._decide(scene, scene.wishes[0], index, waits=True)
 
     def turn_of(self, host: HostView) -> int:
         """The turn in which the host was last used; 0 = never."""
@@ -83,13 +86,16 @@ class CompletionTime(Planner):
     def _scene(self, jobs: Sequence[Job], hosts: Sequence[HostView], now: float) -> Scene:
         return Scene(self._kept(), jobs, hosts, now, turn_of=self.turn_of, options=self.options)
 
-    def _decide(self, scene: Scene, wish: Wish, index: int) -> Decision:
+    def _decide(self, scene: Scene, wish: Wish, index: int, *, waits: bool = False) -> Decision:
+        """waits: what has to leave the host first is still in use there, perhaps."""
         job = scene.jobs[wish.order]
         host_id = scene.hosts[index].view.spec.id
         self._turn += 1
         self._last_turn[host_id] = self._turn
         prices = scene.prices(wish, index)
-        price = prices.pop(index)._replace(wait_s=0.0)
+        price = prices.pop(index)
+        if not waits:
+            price = price._replace(wait_s=0.0)
         named = ((scene.hosts[other].view.spec.id, its) for other, its in prices.items())
         others = sorted(
             ((other_id, its) for other_id, its in named if other_id != host_id),
@@ -102,5 +108,5 @@ class CompletionTime(Planner):
             cost=price.cost(),
             reason=reason_for(host_id, price, others),
             runners_up=tuple(Candidate(other, its.cost()) for other, its in others),
-            predicted_total_s=price.own_s,
+            predicted_total_s=price.wait_s + price.own_s,
         )

@@ -66,6 +66,7 @@ def price_on(host: HostOutlook, job: Job, row: Row, wait_s: float, memory: Memor
     view = host.view
     matched = load_s = blocking_s = eviction_s = 0.0
     if row.token in host.held:
+        load_s = host.loading_s(job.model)
         matched = memory.affinity.matched_tokens(view.spec.id, job)
     else:
         step = host.step(host.held, row.token)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from sollol_proxy.core.memory import Memory
 from sollol_proxy.core.policies.base import HostView
-from sollol_proxy.core.predict import load_s, size_bytes, slow_down, soonest_s
+from sollol_proxy.core.predict import load_s, size_bytes, slow_down, slow_down_after, soonest_s
 from sollol_proxy.core.types import Job
 
 SEPARATOR = "\n"
@@ -39,6 +39,10 @@ class Row(NamedTuple):
     slowed: float
     load_s: float
     harm: float
+
+
+_Dated = tuple[int, int | None, Row | None]
+"""The host's changes, the epoch of the memory where the row rests on guesses, the row."""
 
 
 def lane_key(job: Job) -> tuple[object, ...]:
@@ -72,8 +76,8 @@ class LaneRates:
     def __init__(self, job: Job, memory: Memory) -> None:
         self._job = job
         self._memory = memory
-        self._rows: dict[str, tuple[int, Row | None]] = {}
-        self._side_rows: dict[str, tuple[int, Row | None]] = {}
+        self._rows: dict[str, _Dated] = {}
+        self._side_rows: dict[str, _Dated] = {}
 
     def row(self, view: HostView, *, is_side: bool = False) -> Row | None:
         """How the host stands to the lane; None = it may not take its jobs.
@@ -83,10 +87,11 @@ class LaneRates:
         host_id, changes = view.spec.id, view.changes
         rows = self._side_rows if is_side else self._rows
         kept = rows.get(host_id)
-        if kept is not None and kept[0] == changes:
-            return kept[1]
+        epoch = self._memory.epoch
+        if kept is not None and kept[0] == changes and kept[1] in (None, epoch):
+            return kept[2]
         row = self._look(view, joins=is_side or view.in_flight < view.concurrency)
-        rows[host_id] = changes, row
+        rows[host_id] = changes, epoch if self._memory.is_guess(host_id) else None, row
         return row
 
     def _look(self, view: HostView, *, joins: bool) -> Row | None:
@@ -99,7 +104,7 @@ class LaneRates:
             token = token_of(view, resident.name)
         else:
             token = f"{model}{SEPARATOR}{job.options_key}" if job.options_key else model
-        slowed = slow_down(view, model, joins=joins)
+        slowed = slow_down(view, model, joins=True) if joins else slow_down_after(view, model)
         harm = 0.0
         if joins and view.in_flight:
             others = sum(
@@ -118,10 +123,18 @@ class LaneRates:
 
 
 class _Table:
-    """A lane's rows over a whole pool, by place: what choosing among many hosts needs of them."""
+    """A lane's rows over a whole pool, by place: what choosing among many hosts needs of them.
 
-    def __init__(self, rates: LaneRates, hosts: Sequence[HostView], seen: int) -> None:
+    seen: how far it has followed the log of changes. guesses: places where it rests on guesses.
+    """
+
+    def __init__(
+        self, rates: LaneRates, hosts: Sequence[HostView], seen: int, memory: Memory
+    ) -> None:
         self.seen = seen
+        self.epoch = memory.epoch
+        self.guesses: set[int] = set()
+        self._memory = memory
         self.rates = rates
         self.prefill_s = [0.0] * len(hosts)
         self.decode_s = [0.0] * len(hosts)
@@ -137,6 +150,10 @@ class _Table:
         else:
             self.prefill_s[place], self.decode_s[place] = row.prefill_s, row.decode_s
             self.load_s[place] = row.load_s
+        if self._memory.is_guess(host.spec.id):
+            self.guesses.add(place)
+        else:
+            self.guesses.discard(place)
 
 
 class Survey:
@@ -189,8 +206,12 @@ class Survey:
         if table is None:
             if len(self._tables) >= MAX_LANES:
                 self._tables.clear()
-            table = self._tables[rates] = _Table(rates, self._hosts, len(self._log))
-        for place in set(self._log[table.seen :]):
+            table = self._tables[rates] = _Table(rates, self._hosts, len(self._log), self._memory)
+        stale = set(self._log[table.seen :])
+        if table.epoch != self._memory.epoch:
+            table.epoch = self._memory.epoch
+            stale |= table.guesses
+        for place in stale:
             table.renew(place, self._hosts[place])
         table.seen = len(self._log)
         waits_s = self._waits_s
@@ -219,24 +240,15 @@ class Survey:
 
 
 class LaneBook:
-    """The lanes in use. survey: over large pools.
-
-    Everything is forgotten when the memory's `epoch` changes: guesses for hosts that were never
-    measured rest on what others do.
-    """
+    """The lanes in use. survey: over large pools."""
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
-        self._epoch = memory.epoch
         self._lanes: dict[tuple[object, ...], LaneRates] = {}
         self.survey = Survey(memory)
 
     def rates(self, job: Job, key: tuple[object, ...] | None = None) -> LaneRates:
         """The rows of the job's lane. key: of the job, where it is known already."""
-        if self._epoch != self._memory.epoch:
-            self._epoch = self._memory.epoch
-            self._lanes.clear()
-            self.survey = Survey(self._memory)
         if key is None:
             key = lane_key(job)
         lane = self._lanes.get(key)

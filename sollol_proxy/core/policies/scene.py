@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from heapq import nsmallest
+from operator import itemgetter
 
 from sollol_proxy.core.memory import Memory
 from sollol_proxy.core.policies.base import Hold, HostView
@@ -81,6 +83,18 @@ def least_s(views: Views, job: Job, hosts: Sequence[HostView]) -> float | None:
         return min(times, default=None)
     prompt, tokens = work_of(views.memory, job)
     return min((prompt * row.prefill_s + tokens * row.decode_s for _, row in rows), default=None)
+
+
+def best_of(views: Views, job: Job, hosts: Sequence[HostView], most: int) -> Sequence[HostView]:
+    """The hosts, or so many of them on which the job alone would be done soonest."""
+    if len(hosts) <= most:
+        return hosts
+    prompt, tokens = work_of(views.memory, job)
+    times = [
+        (prompt * row.prefill_s + tokens * row.decode_s + row.load_s, host.spec.id, host)
+        for host, row in views.lanes.rows(job, hosts)
+    ]
+    return [host for _, _, host in nsmallest(most, times, key=itemgetter(0, 1))]
 
 
 def idle_times(views: Views, jobs: Sequence[Job], hosts: Sequence[HostView]) -> list[float]:
@@ -322,7 +336,11 @@ class Scene:
         own_s = lane.own_s(job, self.hosts)
         for index in self._loading:
             loading_s = self.hosts[index].loading_s(job.model)
-            if loading_s and own_s[index] is not None:
+            if (
+                loading_s
+                and own_s[index] is not None
+                and lane.tokens[index] in self.hosts[index].held
+            ):
                 own_s[index] = (own_s[index] or 0.0) + loading_s
         wish = Wish(
             order,
