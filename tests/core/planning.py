@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from sollol_proxy.core.health import HealthRules
 from sollol_proxy.core.hosts import HostEntry
 from sollol_proxy.core.memory import Memory
-from sollol_proxy.core.policies.completion_time import CompletionTime, Options
+from sollol_proxy.core.policies.completion_time import CompletionTime
+from sollol_proxy.core.policies.scene import Options
 from sollol_proxy.core.types import (
     AttemptResult,
     Cost,
@@ -51,7 +52,7 @@ def teach(memory: Memory, host_id: str, model: str, speed: tuple[float, float]) 
     prefill, decode = speed
     told = Observation(1000, 1000, prefill_s=1000 / prefill, decode_s=1000 / decode)
     memory.of(host_id).speeds.learn(model, told, size_bytes=GB)
-    memory.paces_changed(host_id, is_first=True)
+    memory.paces_changed(host_id, model, is_first=True)
 
 
 def host_of(host_id: str, row: Row, memory: Memory) -> HostEntry:
@@ -107,6 +108,8 @@ prefixes = st.sampled_from([(), (1,), (1, 2), (1, 2, 3), (9,)])
 def _job(
     kind: JobKind, model: str, priority: int, ago_s: float, prompt: int, prefix: tuple[int, ...]
 ) -> Job:
+    if kind is not JobKind.GENERATE:
+        prefix = ()  # nothing else has one: see `ollama.describe`
     return job(
         "template",
         kind=kind,

@@ -19,7 +19,8 @@ from sollol_proxy.core.planned import free_for
 from sollol_proxy.core.policies.base import HostView, Plan
 from sollol_proxy.core.policies.completion_time import CompletionTime
 from sollol_proxy.core.policies.explain import price_on
-from sollol_proxy.core.policies.outlook import HostOutlook, LoadPrices
+from sollol_proxy.core.policies.lanes import LaneBook
+from sollol_proxy.core.policies.outlook import HostOutlook, LoadPrices, Moment
 from sollol_proxy.core.queue import lane_of
 from sollol_proxy.core.scheduler import Scheduler, SchedulerRules
 from sollol_proxy.core.types import (
@@ -80,8 +81,10 @@ class Watched(CompletionTime):
     ) -> Sequence[float]:
         times = super().idle_times(jobs, hosts, now)
         for asked, idle_s in zip(jobs, times, strict=True):
+            # A bound without a plan takes nothing for cached.
+            uncached = replace(asked, prefix=(), prefix_tokens=())
             for host in hosts:
-                self.compare(idle_s, asked, host, now)
+                self.compare(idle_s, uncached, host, now)
             self.say(asked.id, idle_s)
         return times
 
@@ -96,14 +99,18 @@ class Watched(CompletionTime):
             self.broken.append(f"{asked} held {idle_s} s beside {host.spec.id} with {most_s} s")
 
     def alone_s(self, asked: Job, host: HostView, now: float) -> float:
-        """Seconds that the job would need there if it went at once.
+        """Seconds that the job would need there if it went at once, by what nobody has kept.
 
         A load under way counts for the model that is being loaded and for loads behind it.
         """
-        seen = HostOutlook(host, self.memory, {}, now, LoadPrices(1.0, 0.0))
-        price = price_on(seen, asked, 0.0, self.memory)
-        loading_s = max((seen.loading_s(model) for model in MODELS), default=0.0)
-        return price.wait_s + price.own_s + 2 * loading_s
+        seen = HostOutlook(host, self.memory, LoadPrices(1.0, 0.0))
+        seen.look(host, Moment([host], now))
+        row = LaneBook(self.memory).rates(asked).row(host)
+        assert row is not None, "held beside a host that may not take the job"
+        price = price_on(seen, asked, row, 0.0, self.memory)
+        # Which of several models in use has to go is not asked again for a while.
+        may_wait_s = row.load_s and len(host.in_flight_by_model) > 1 and max(seen.ends_s)
+        return max(price.wait_s, may_wait_s) + price.own_s
 
 
 class World:
@@ -178,11 +185,12 @@ class World:
         rng = self.rng
         self.arrived += 1
         prompt = int(10 ** rng.uniform(0, 3.5))
-        shared = rng.choice([(), (), (1,), (1, 2), (3,)])
+        kind = rng.choice(KINDS)
+        shared = rng.choice([(), (), (1,), (1, 2), (3,)]) if kind is JobKind.GENERATE else ()
         new = job(
             f"j{self.arrived}",
             model=rng.choice(MODELS),
-            kind=rng.choice(KINDS),
+            kind=kind,
             task_type=rng.choice(TASKS),
             priority=rng.randint(1, 10),
             arrived_s=self.now,
@@ -220,7 +228,6 @@ class World:
                 ended,
                 attempt=ended.attempt + 1,
                 excluded=ended.excluded | {host_id},
-                deadline_s=None,
             )
             self.waiting[job_id] = again
             self.apply(self.scheduler.submit(again, self.now))
@@ -300,7 +307,7 @@ class World:
         planned, queue = self.scheduler._planned, self.scheduler._queue
         assert planned is not None
         assert len(queue) == len(self.waiting)
-        hosts: list[HostEntry] = self.scheduler._pool.routable()
+        hosts: Sequence[HostEntry] = self.scheduler._pool.routable()
         roomy = [host for host in hosts if host.in_flight < host.concurrency]
         bounds: dict[str, float] = {}
         beside = set()

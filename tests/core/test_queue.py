@@ -124,3 +124,13 @@ def test_queue_refuses_a_job_that_waits_already() -> None:
     queue.add(job("a"), 0.0)
     with pytest.raises(ValueError, match="waits already"):
         queue.add(job("a"), 1.0)
+
+
+def test_job_that_came_back_is_overdue_once() -> None:
+    queue = Queue(AGEING_S)
+    queue.add(job("j", deadline_s=5.0), 0.0)
+    queue.remove("j")
+    queue.add(job("j", deadline_s=5.0), 1.0)
+    assert [each.id for each in queue.overdue(5.0)] == ["j"]
+    queue.replace(job("j", deadline_s=5.0, priority=9))
+    assert [each.priority for each in queue.overdue(5.0)] == [9]

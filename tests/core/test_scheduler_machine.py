@@ -11,8 +11,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from sollol_proxy.core.holds import MAX_HOLD_S
+from sollol_proxy.core.planned import free_for
 from sollol_proxy.core.policies import POLICIES
 from sollol_proxy.core.policies.base import HostView, Policy
+from sollol_proxy.core.queue import lane_of
 from sollol_proxy.core.scheduler import Scheduler, SchedulerRules
 from sollol_proxy.core.snapshots import HostSnapshot
 from sollol_proxy.core.types import (
@@ -251,15 +254,20 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert len(fresh) <= MAX_WAITING or retried
 
     @invariant()
-    def nobody_waits_beside_a_free_slot(self) -> None:
-        hosts = list(self.scheduler._pool)
+    def nobody_waits_beside_a_free_slot_unless_held(self) -> None:
+        """Under a planner a host with all its concurrency in use is busy for everybody."""
+        hosts, planned = list(self.scheduler._pool), self.scheduler._planned
         for waiting in self.waiting.values():
             asked = self.scheduler._queue.get(waiting.id)
             assert asked is not None
-            for host in hosts:
-                if host.is_eligible(asked):
-                    assert asked.kind.takes_slot
-                    assert host.free_slots(asked.model) <= 0
+            eligible = [host for host in hosts if host.is_eligible(asked)]
+            assert asked.kind.takes_slot or not eligible
+            if planned is None:
+                assert all(host.free_slots(asked.model) <= 0 for host in eligible)
+            elif asked.kind.takes_slot and free_for(asked, hosts):
+                bound_s = planned.holds.bound_s(lane_of(asked), asked.id)
+                assert bound_s is not None, "waits beside a free slot and is not held"
+                assert self.now < bound_s <= self.now + MAX_HOLD_S
 
     @invariant()
     def dispatched_hosts_were_allowed(self) -> None:

@@ -46,7 +46,7 @@ class Options:
     power: float = 1.2
     priority_weight: float = 1.5
     large_pool: int = 50
-    looked_at_hosts: int = 8
+    looked_at_hosts: int = 4
 
 
 class Views:

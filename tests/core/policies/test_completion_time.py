@@ -14,9 +14,7 @@ from hypothesis import strategies as st
 from sollol_proxy.core.hosts import HostEntry
 from sollol_proxy.core.memory import Memory
 from sollol_proxy.core.policies.base import Plan
-from sollol_proxy.core.policies.completion_time import (
-    NAMED_RUNNERS_UP,
-)
+from sollol_proxy.core.policies.completion_time import NAMED_RUNNERS_UP
 from sollol_proxy.core.types import HostState, Job, JobKind
 from tests.core.planning import (
     NOW,
@@ -29,7 +27,7 @@ from tests.core.planning import (
     terms,
 )
 
-TERMS = ("wait", "load", "prefill", "decode", "eviction")
+TERMS = ("wait", "load", "prefill", "decode", "blocking", "eviction")
 
 some = settings(max_examples=100)
 pools = st.lists(rows, min_size=1, max_size=5)
@@ -192,7 +190,13 @@ def test_place_takes_the_cheapest_of_the_hosts_it_is_given(pool: list[Row], aske
     decision = planner(memory).place(asked, free, NOW)
     assert decision.job_id == asked.id
     assert decision.host_id in [host.spec.id for host in free]
-    # Nothing is waited for there but what a load has to wait for.
     assert all(decision.cost.total <= other.cost.total + 1e-9 for other in decision.runners_up)
+    # Nothing is waited for there but what a load has to wait for, and that is told.
+    named = terms(decision.cost)
+    if named["load"] == 0:
+        assert named["wait"] == 0
+    assert decision.predicted_total_s == pytest.approx(
+        named["wait"] + named["load"] + named["prefill"] + named["decode"]
+    )
     [idle_s] = planner(memory).idle_times([asked], free, NOW)
     assert 0 <= idle_s < math.inf

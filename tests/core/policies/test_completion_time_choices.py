@@ -10,11 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sollol_proxy.core.memory import Memory
-from sollol_proxy.core.policies.completion_time import (
-    EQUAL_RATIO,
-    MIN_SERVICE_S,
-    Options,
-)
+from sollol_proxy.core.policies.completion_time import MIN_SERVICE_S
+from sollol_proxy.core.policies.scene import EQUAL_RATIO, Options
 from sollol_proxy.core.predict import alone_times
 from sollol_proxy.core.types import HostState, Job, JobKind, TaskType
 from tests.core.builders import job

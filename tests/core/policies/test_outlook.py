@@ -1,26 +1,20 @@
-"""What a plan knows of hosts and jobs: slots, loads, speeds, and whom a large pool is looked at."""
+"""What a plan knows of hosts and jobs: slots, loads, speeds and prices."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sollol_proxy.core.hosts import HostEntry
 from sollol_proxy.core.memory import Memory
-from sollol_proxy.core.policies.base import HostView
 from sollol_proxy.core.policies.explain import Price, price_on
-from sollol_proxy.core.policies.outlook import (
-    HostOutlook,
-    Lane,
-    LoadPrices,
-    holders_of,
-    promising,
-)
-from sollol_proxy.core.predict import alone_times, load_s, soonest_s
+from sollol_proxy.core.policies.lanes import LaneBook
+from sollol_proxy.core.policies.outlook import HostOutlook, LoadPrices, Moment
+from sollol_proxy.core.policies.scene import Options, Scene, Views
+from sollol_proxy.core.predict import load_s
 from sollol_proxy.core.types import HostState, Job, JobKind
 from tests.core.builders import job
 from tests.core.planning import (
@@ -43,16 +37,20 @@ some = settings(max_examples=150)
 times = st.floats(0.0, 90.0)
 
 
-def outlook(host: HostEntry) -> HostOutlook:
-    return HostOutlook(host, host.memory, holders_of([host]), NOW, PRICES)
+def outlook(host: HostEntry, *others: HostEntry) -> HostOutlook:
+    """The host beside others, at `NOW`."""
+    seen = HostOutlook(host, host.memory, PRICES)
+    seen.look(host, Moment([host, *others], NOW))
+    return seen
 
 
 def price(host: HostEntry, asked: Job) -> Price:
     """As the next job of the host."""
-    seen = outlook(host)
+    seen, row = outlook(host), LaneBook(host.memory).rates(asked).row(host)
+    assert row is not None
     slots = seen.slots(0)
     wait_s = slots[0].states[0][0] if slots else max(seen.ends_s, default=0.0)
-    return price_on(seen, asked, wait_s, host.memory)
+    return price_on(seen, asked, row, wait_s, host.memory)
 
 
 @some
@@ -89,7 +87,9 @@ def test_step_brings_the_runner_in_within_the_bound_on_models_whatever_the_order
     assert again[1:] == pytest.approx(step[1:])
     loading_s = max((seen.loading_s(model) for model in MODELS), default=0.0)
     assert step.load_s == pytest.approx(load_s(host, token) + loading_s)
-    assert step.price_s >= (PRICES.load - 1) * load_s(host, token) - 1e-9
+    blocking_s = step.price_s - step.eviction_s
+    assert blocking_s == pytest.approx((PRICES.load - 1) * load_s(host, token))
+    assert step.eviction_s >= 0
     gone = set(held) - set(step.held)
     assert step.drain_s <= max(seen.ends_s, default=0.0)
     if not host.in_flight:
@@ -109,44 +109,96 @@ def test_eviction_is_priced_by_what_will_be_asked_for_again(
     host = host_of("h", row, memory)
     for _ in range(wanted):
         memory.demand.add("a:1", NOW)
-    step = HostOutlook(host, memory, {"a:1": holders}, NOW, PRICES).step(("a:1",), "b:1")
+    others = [host_of(f"o{number}", row, memory) for number in range(holders - 1)]
+    step = outlook(host, *others).step(("a:1",), "b:1")
     again = min(1.0, wanted / holders)
-    own_s = load_s(host, "b:1")
     assert step.held == ("b:1",)
-    assert step.price_s == pytest.approx(
-        (PRICES.load - 1) * own_s + PRICES.eviction * again * load_s(host, "a:1")
-    )
+    assert step.eviction_s == pytest.approx(PRICES.eviction * again * load_s(host, "a:1"))
+    blocking_s = (PRICES.load - 1) * load_s(host, "b:1")
+    assert step.price_s == pytest.approx(blocking_s + step.eviction_s)
 
 
 @some
 @given(row=rows, asked=templates)
 def test_token_is_held_exactly_where_the_job_needs_no_load(row: Row, asked: Job) -> None:
     host = host_of("h", row, Memory())
-    assume(asked.model in row.models)
-    seen = outlook(host)
-    assert (seen.token(asked) in seen.held) is not host.needs_load(asked)
+    told = LaneBook(host.memory).rates(asked).row(host)
+    assert (told is not None) is host.is_eligible(asked)
+    if told is not None:
+        assert (told.token in outlook(host).held) is not host.needs_load(asked)
+        assert (told.load_s > 0) is host.needs_load(asked)
 
 
 @some
 @given(pool=st.lists(rows, min_size=1, max_size=4), asked=templates)
-def test_lane_and_explanation_say_the_same_seconds(pool: list[Row], asked: Job) -> None:
+def test_layout_and_explanation_say_the_same_seconds(pool: list[Row], asked: Job) -> None:
     memory = Memory()
-    # What a load in memory still takes is told apart below.
-    hosts = pool_of([replace(row, running=()) for row in pool], memory)
+    hosts = pool_of(pool, memory)
     for host in hosts[::2]:
         memory.affinity.add(host.spec.id, asked, answer_tokens=50, context_tokens=8192)
-    seen = [HostOutlook(host, memory, holders_of(hosts), NOW, PRICES) for host in hosts]
-    own_s = Lane(asked, seen, memory, None).own_s(asked, seen, memory)
-    for index, host in enumerate(hosts):
-        if not host.is_eligible(asked):
-            assert own_s[index] is None
-        elif host.needs_load(asked):
-            told = price_on(seen[index], asked, 0.0, memory)
-            assert told.load_s == pytest.approx(load_s(host, asked.model))
+    views = Views(memory, PRICES)
+    scene = Scene(views, [asked], hosts, NOW, turn_of=lambda _: 0, options=Options())
+    [wish] = scene.wishes
+    prices = scene.prices(wish)
+    eligible = {host.spec.id for host in hosts if host.is_eligible(asked)}
+    assert {scene.hosts[index].view.spec.id for index in prices} == eligible
+    for index, told in prices.items():
+        seen = scene.hosts[index]
+        own_s, felt_s = wish.own_s[index], wish.felt_s[index]
+        assert own_s is not None
+        assert felt_s is not None
+        assert felt_s >= own_s
+        if wish.tokens[index] in seen.held:
+            assert wish.loads_s[index] == told.blocking_s == told.eviction_s == 0
+            assert own_s == pytest.approx(told.own_s)
         else:
-            told = price_on(seen[index], asked, 0.0, memory)
-            assert told.load_s == told.eviction_s == 0
-            assert own_s[index] == pytest.approx(told.prefill_s + told.decode_s)
+            assert wish.loads_s[index] == pytest.approx(
+                PRICES.load * load_s(seen.view, asked.model)
+            )
+            step = seen.step(seen.held, wish.tokens[index])
+            assert told.load_s == pytest.approx(step.load_s)
+            assert told.blocking_s + told.eviction_s == pytest.approx(step.price_s)
+            assert told.wait_s >= step.drain_s
+            assert wish.loads_s[index] <= step.load_s + step.price_s + 1e-9
+
+
+def loading_host(memory: Memory, slots: int) -> HostEntry:
+    """A minute's load for a first job has just begun."""
+    host = host_of("h", Row(resident=(), slots=slots, load_s=60.0), memory)
+    host.begin(job("r", model="a:1"), NOW)
+    return host
+
+
+def test_load_that_is_under_way_is_in_the_price() -> None:
+    asked = job("j", model="a:1", prompt_tokens_est=1)
+    told = price(loading_host(Memory(), slots=2), asked)
+    assert told.wait_s == 0
+    assert told.load_s == pytest.approx(60.0)
+    assert told.blocking_s == told.eviction_s == 0
+
+
+def test_load_that_will_be_over_at_the_jobs_turn_is_not_in_the_price_again() -> None:
+    """The slot is that of the job for which the host loads."""
+    asked = job("j", model="a:1", prompt_tokens_est=1)
+    told = price(loading_host(Memory(), slots=1), asked)
+    assert told.wait_s > 60.0
+    assert told.load_s == 0
+
+
+def test_load_that_is_under_way_counts_once_where_another_has_to_follow() -> None:
+    """With other options the model has to be loaded again, behind the load and who waits for it."""
+    memory = Memory()
+    host = loading_host(memory, slots=2)
+    asked = job("j", model="a:1", prompt_tokens_est=1, options_key="num_ctx=8192", num_ctx=8192)
+    scene = Scene(
+        Views(memory, PRICES), [asked], [host], NOW, turn_of=lambda _: 0, options=Options()
+    )
+    [wish] = scene.wishes
+    told = scene.prices(wish)[0]
+    decode_s = LENGTH_TOKENS / 30.0
+    assert told.load_s == pytest.approx(60.0 + 60.0)
+    assert wish.own_s[0] == pytest.approx(told.prefill_s + told.decode_s)
+    assert told.decode_s >= decode_s
 
 
 @some
@@ -176,12 +228,13 @@ def test_price_can_be_worked_out_by_hand(
     matched = 0 if loads else known.prefix_tokens[0]
     prefill, decode = speed
     assert told.wait_s == 0
-    assert told.eviction_s == pytest.approx((PRICES.load - 1) * told.load_s)
+    assert told.blocking_s == pytest.approx((PRICES.load - 1) * told.load_s)
+    assert told.eviction_s == 0
     assert told.load_s == (pytest.approx(7.0) if loads else 0)
     assert told.prefill_s == pytest.approx(max(prompt - matched, 1) / prefill * slowed)
     assert told.decode_s == pytest.approx(LENGTH_TOKENS / decode * slowed)
     assert told.own_s == pytest.approx(told.load_s + told.prefill_s + told.decode_s)
-    assert told.total_s == pytest.approx(told.wait_s + told.own_s + told.eviction_s)
+    assert told.total_s == pytest.approx(told.wait_s + told.own_s + told.blocking_s)
 
 
 @some
@@ -239,16 +292,28 @@ def test_job_is_never_cheaper_beside_more_of_its_own_model(
 
 
 @some
-@given(row=rows, asked=templates, kind=slot_kinds, ago_s=times)
-def test_job_is_never_cheaper_beside_one_more_of_another_model_while_a_slot_is_free(
-    row: Row, asked: Job, kind: JobKind, ago_s: float
+@given(
+    row=rows,
+    asked=templates,
+    more=st.lists(st.tuples(slot_kinds, times), min_size=1, max_size=3),
+)
+def test_job_is_never_cheaper_beside_more_of_another_model(
+    row: Row, asked: Job, more: list[tuple[JobKind, float]]
 ) -> None:
-    host = host_of("h", replace(row, models=MODELS, resident=MODELS, running=(), slots=3), Memory())
+    """Whether a slot is left for it or not: at its turn all but one of them still run."""
+    host = host_of(
+        "h",
+        replace(row, models=MODELS, resident=MODELS, running=(), on_trial=False, max_models=3),
+        Memory(),
+    )
     asked = replace(asked, model="a:1")
     before = price(host, asked).total_s
-    assume(host.free_slots("b:1") > 0 and host.state is HostState.HEALTHY)
-    host.begin(job("more", model="b:1", kind=kind), NOW - ago_s)
-    assert price(host, asked).total_s >= before * (1 - 1e-9)
+    for number, (kind, ago_s) in enumerate(more):
+        if host.free_slots("b:1") > 0:
+            host.begin(job(f"more {number}", model="b:1", kind=kind), NOW - ago_s)
+            after = price(host, asked).total_s
+            assert after >= before * (1 - 1e-9)
+            before = after
 
 
 def test_model_with_fewer_slots_than_its_host_waits_for_one_of_its_own() -> None:
@@ -264,37 +329,9 @@ def test_model_with_fewer_slots_than_its_host_waits_for_one_of_its_own() -> None
 
 
 @some
-@given(pool=st.lists(rows, min_size=1, max_size=12), asked=templates, few=st.integers(1, 4))
-def test_of_many_hosts_the_best_free_and_the_soonest_free_are_looked_at(
-    pool: list[Row], asked: Job, few: int
-) -> None:
-    memory = Memory()
-    hosts = pool_of(pool, memory)
-    chosen, leaves_out = promising(asked, hosts, memory, few, NOW)
-
-    def seconds(host: HostView, own_s: float) -> float:
-        loading_s = load_s(host, asked.model) if host.needs_load(asked) else 0.0
-        return own_s + loading_s + (soonest_s(memory, host, NOW) if is_busy(host) else 0.0)
-
-    def is_busy(host: HostView) -> bool:
-        return host.in_flight >= host.concurrency
-
-    priced = [(seconds(host, own_s), host) for own_s, host in alone_times(memory, asked, hosts)]
-    assert chosen <= {host.spec.id for _, host in priced}
-    for side in (False, True):
-        group = [entry for entry in priced if is_busy(entry[1]) is side]
-        taken = [entry for entry in group if entry[1].spec.id in chosen]
-        assert len(taken) == min(few, len(group))
-        worst = max((entry[0] for entry in taken), default=0.0)
-        assert all(entry[0] >= worst - 1e-9 for entry in group if entry not in taken)
-        if not side:
-            assert leaves_out is (len(group) > few)
-
-
-@some
 @given(pool=st.lists(rows, max_size=6))
 def test_holders_are_counted(pool: list[Row]) -> None:
-    hosts: Sequence[HostEntry] = pool_of(pool, Memory())
-    counted = holders_of(hosts)
-    for model in MODELS:
-        assert counted.get(model, 0) == sum(model in host.resident for host in hosts)
+    hosts = pool_of(pool, Memory())
+    moment = Moment(hosts, NOW)
+    for model in (*MODELS, "nowhere:1"):
+        assert moment.holders(model) == sum(model in host.resident for host in hosts)
