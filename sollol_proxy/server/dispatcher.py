@@ -63,10 +63,20 @@ class Lease:
         self._on_stream = on_stream
         self._on_release = on_release
         self._is_released = False
-        self._scope: asyncio.Timeout | None = None
+        self._is_recalled = False
+        self._take_back: Callable[[], None] | None = None
         self.result: AttemptResult | None = None
         self.observation: Observation | None = None
         self.detail = ""
+
+    def on_recall(self, take_back: Callable[[], None] | None) -> None:
+        """Whom to call when the scheduler takes the attempt back; None = it is too late for that.
+
+        It may have done so before anybody could be called: then this calls at once.
+        """
+        self._take_back = take_back
+        if take_back is not None and self._is_recalled:
+            take_back()
 
     @asynccontextmanager
     async def recallable(self) -> AsyncIterator[None]:
@@ -75,17 +85,20 @@ class Lease:
         Raises:
             TimeoutError: it did.
         """
-        async with asyncio.timeout(None) as self._scope:
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(None) as scope:
+            self.on_recall(lambda: scope.reschedule(loop.time()))
             try:
                 yield
             finally:
-                self._scope = None
+                self.on_recall(None)
 
     def recall(self) -> None:
-        """End the recallable block, if the attempt is still in it."""
-        if self._scope is not None:
-            self._scope.reschedule(asyncio.get_running_loop().time())
-            self._scope = None
+        """Take the attempt back, if its answer has not begun."""
+        self._is_recalled = True
+        take_back, self._take_back = self._take_back, None
+        if take_back is not None:
+            take_back()
 
     def first_byte(self) -> None:
         """Tell the scheduler that a good answer has begun."""

@@ -52,7 +52,7 @@ async def open_part(
     async with services.dispatcher.lease(job) as lease:
         host = services.hosts[lease.decision.host_id]
         try:
-            async with open_attempt(services.session, host, outbound, lease.recallable) as upstream:
+            async with open_attempt(services.upstreams, host, outbound, lease) as upstream:
                 yield lease, upstream
         except AttemptFailed as failure:
             unreachable = failure.phase is Phase.CONNECT

@@ -27,6 +27,8 @@ _HOP_BY_HOP = frozenset(
 )
 """RFC 9110, 7.6.1, and the obsolete Proxy-Connection."""
 
+_HOP_BYTES = frozenset(name.encode() for name in _HOP_BY_HOP)
+
 _NOT_FOR_HOSTS = frozenset({"host", "content-length", "expect", "origin"})
 """Set anew for each host (Host, Content-Length), settled by us (Expect), or refused by a host
 that does not know the origin (Origin; the proxy has checked it)."""
@@ -51,6 +53,31 @@ def for_client(headers: Iterable[tuple[str, str]]) -> CIMultiDict[str]:
     headers = list(headers)
     dropped = _HOP_BY_HOP | _named_by_connection(headers)
     return CIMultiDict((name, value) for name, value in headers if name.lower() not in dropped)
+
+
+def client_block(
+    fields: Iterable[tuple[bytes, bytes]], added: Iterable[tuple[str, str]]
+) -> tuple[bytes, bool]:
+    """Header lines for the client, each with its line end, and whether there is a Date.
+
+    A host's end-to-end fields as they came, then ours, which take the place of those of the host
+    that have the same name. The body's length is taken for the host's; a chunked one has none.
+    """
+    ours = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in added]
+    dropped = _HOP_BYTES | {name.lower() for name, _ in ours}
+    named = [value for name, value in fields if name.lower() == b"connection"]
+    for value in named:
+        pairs = [("connection", value.decode("latin-1"))]
+        dropped |= {name.encode("latin-1") for name in _named_by_connection(pairs)}
+    has_date = False
+    lines: list[bytes] = []
+    for name, value in fields:
+        lowered = name.lower()
+        if lowered not in dropped:
+            lines.append(b"%b: %b\r\n" % (name, value))
+            has_date = has_date or lowered == b"date"
+    lines += [b"%b: %b\r\n" % field for field in ours]
+    return b"".join(lines), has_date
 
 
 def routing(

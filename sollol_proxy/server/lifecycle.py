@@ -20,9 +20,9 @@ from sollol_proxy import __version__, logs
 from sollol_proxy.config.schema import Config, split_listen
 from sollol_proxy.errors import ConfigError, ConfigProblem
 from sollol_proxy.server.app import build_app
+from sollol_proxy.server.connection import MAX_HEADER_BYTES
 from sollol_proxy.server.protocol import MAX_HEADERS, Runner
 from sollol_proxy.server.services import SERVICES
-from sollol_proxy.server.upstream import MAX_HEADER_BYTES
 
 try:
     import uvloop

@@ -1,7 +1,8 @@
-"""One attempt at one host, up to the first byte of its body. aiohttp's errors become ours here.
+"""One attempt at one host, up to the first byte of its body. What goes wrong becomes ours here.
 
-Kept narrow on purpose: `forward` knows only `open_attempt` and `Upstream`, so that what lies
-under them can be exchanged for something faster.
+Kept narrow on purpose: others know only `open_attempt` and `Upstream`. Hosts with `http` addresses
+are spoken to over `connection`, which a body can flow from without a task switch; those with
+`https` over aiohttp's client.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ import asyncio
 import io
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
 import aiohttp
@@ -21,20 +23,27 @@ from yarl import URL
 
 from sollol_proxy.core.types import HostSpec
 from sollol_proxy.errors import AttemptFailed, Phase, UpstreamBroke
-
-READ_BUFFER_BYTES = 2**16
-LARGE_BODY_BYTES = 2**16
-MAX_HEADER_BYTES = 2**20
-"""Go's own limit on a header block, so what a host may send passes."""
+from sollol_proxy.server.connection import MAX_HEADER_BYTES, READ_AHEAD_BYTES, Connection, Cut
+from sollol_proxy.server.connections import IDLE_S, HostConnections, socket_that_notices
+from sollol_proxy.server.dispatcher import Lease
 
 _BROKEN = (aiohttp.ClientError, ConnectionError, asyncio.IncompleteReadError, EOFError)
+_TAKEN_BACK = "taken back: the host fell silent"
+_NO_CONNECTION = "no connection in time"
+
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+"""Methods that may be sent again over a fresh connection when an idle one turns out to be gone
+(RFC 9110, 9.2.1). What the host may have carried out is not sent twice on this level."""
+
+_WITH_LENGTH = frozenset({"POST", "PUT", "PATCH"})
 
 
 @dataclass(frozen=True, slots=True)
 class Outbound:
     """A request on its way to some host. target: raw path and query, as the client spelled it.
 
-    body: bytes when it may have to be sent again, an iterator when it is streamed.
+    body: bytes when it may have to be sent again, an iterator when it is streamed; then in chunks
+    unless the headers have a Content-Length.
     """
 
     method: str
@@ -44,19 +53,36 @@ class Outbound:
 
 
 class Upstream:
-    """An answer in progress: its head, its first bytes, and the rest on demand."""
+    """An answer in progress: its head, its first bytes, and the rest on demand.
 
-    def __init__(self, host_id: str, response: aiohttp.ClientResponse, first: bytes) -> None:
+    fields: names and values of the head as they came. length: of the body; None = not announced.
+    """
+
+    __slots__ = ("_host_id", "content_type", "fields", "first", "length", "reason", "status")
+
+    def __init__(
+        self,
+        host_id: str,
+        status: int,
+        reason: bytes,
+        fields: tuple[tuple[bytes, bytes], ...],
+        first: bytes,
+        *,
+        length: int | None,
+        content_type: str,
+    ) -> None:
         self._host_id = host_id
-        self._response = response
-        self.status = response.status
-        self.reason = response.reason or ""
-        self.headers = [
-            (name.decode("latin-1"), value.decode("latin-1"))
-            for name, value in response.raw_headers
-        ]
-        self.content_type = response.headers.get("Content-Type", "")
+        self.status = status
+        self.reason = reason
+        self.fields = fields
         self.first = first
+        self.length = length
+        self.content_type = content_type
+
+    @property
+    def headers(self) -> list[tuple[str, str]]:
+        """The head's fields as text."""
+        return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in self.fields]
 
     async def next_chunk(self) -> bytes:
         """The next bytes as they come; empty at a proper end.
@@ -64,10 +90,7 @@ class Upstream:
         Raises:
             UpstreamBroke: the connection ended before the body did.
         """
-        try:
-            return await self._response.content.readany()
-        except _BROKEN as error:
-            raise UpstreamBroke(self._host_id, describe_error(error)) from error
+        raise NotImplementedError
 
     async def read_small(self, limit_bytes: int) -> bytes:
         """The beginning of the body, `first` included, at most about `limit_bytes`.
@@ -86,10 +109,93 @@ class Upstream:
         return self.first
 
 
+class DirectUpstream(Upstream):
+    """An answer over a connection of our own, which can be followed without asking."""
+
+    __slots__ = ("connection",)
+
+    def __init__(self, host_id: str, connection: Connection) -> None:
+        head = connection.head
+        super().__init__(
+            host_id,
+            head.status,
+            head.reason,
+            head.fields,
+            connection.taken(),
+            length=head.length,
+            content_type=head.content_type.decode("latin-1"),
+        )
+        self.connection = connection
+
+    async def next_chunk(self) -> bytes:
+        """See `Upstream.next_chunk`."""
+        try:
+            return await self.connection.next_piece()
+        except Cut as cut:
+            raise self.broke(cut) from cut
+
+    def broke(self, cut: Cut) -> UpstreamBroke:
+        """What a body that broke off is to others."""
+        return UpstreamBroke(self._host_id, str(cut))
+
+
+class _SessionUpstream(Upstream):
+    """An answer that aiohttp's client reads."""
+
+    __slots__ = ("_response",)
+
+    def __init__(self, host_id: str, response: aiohttp.ClientResponse, first: bytes) -> None:
+        super().__init__(
+            host_id,
+            response.status,
+            (response.reason or "").encode("utf-8", "surrogateescape"),
+            response.raw_headers,
+            first,
+            length=response.content_length,
+            content_type=response.headers.get("Content-Type", ""),
+        )
+        self._response = response
+
+    async def next_chunk(self) -> bytes:
+        """See `Upstream.next_chunk`."""
+        try:
+            return await self._response.content.readany()
+        except _BROKEN as error:
+            raise UpstreamBroke(self._host_id, describe_error(error)) from error
+
+
+class Upstreams:
+    """The ways to the hosts of a pool. clock: monotonic seconds."""
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        hosts: Iterable[HostSpec],
+        connect_timeout_s: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self.session = session
+        self._direct = {
+            host.id: HostConnections(host.url, connect_timeout_s, clock)
+            for host in hosts
+            if host.url.startswith("http:")
+        }
+
+    def direct(self, host_id: str) -> HostConnections | None:
+        """The connections to a host; None = by way of the session."""
+        return self._direct.get(host_id)
+
+    async def close(self) -> None:
+        """Close the connections that nobody uses, and the session."""
+        for connections in self._direct.values():
+            connections.close()
+        await self.session.close()
+
+
 def make_session(connect_timeout_s: float) -> aiohttp.ClientSession:
     """A client session fit for streams: no limits, no total timeout, nothing added or decoded."""
     connector = aiohttp.TCPConnector(
-        limit=0, limit_per_host=0, keepalive_timeout=60.0, socket_factory=_socket_that_notices
+        limit=0, limit_per_host=0, keepalive_timeout=IDLE_S, socket_factory=socket_that_notices
     )
     return aiohttp.ClientSession(
         connector=connector,
@@ -97,34 +203,146 @@ def make_session(connect_timeout_s: float) -> aiohttp.ClientSession:
         auto_decompress=False,
         cookie_jar=aiohttp.DummyCookieJar(),
         skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
-        read_bufsize=READ_BUFFER_BYTES,
+        read_bufsize=READ_AHEAD_BYTES,
         max_line_size=MAX_HEADER_BYTES,
         max_field_size=MAX_HEADER_BYTES,
     )
 
 
-@asynccontextmanager
-async def open_attempt(
-    session: aiohttp.ClientSession,
-    host: HostSpec,
-    outbound: Outbound,
-    recallable: Callable[[], AbstractAsyncContextManager[None]],
-) -> AsyncIterator[Upstream]:
+def open_attempt(
+    upstreams: Upstreams, host: HostSpec, outbound: Outbound, lease: Lease
+) -> AbstractAsyncContextManager[Upstream]:
     """Send the request to a host and wait for its head and first byte.
-
-    recallable: a block around that wait, which may end it with a TimeoutError.
 
     Leaving the block before the body has ended closes the connection, which is how Ollama learns
     that nobody listens any more.
 
-    Raises:
+    Args:
+        upstreams: of the pool.
+        host: that is asked.
+        outbound: what it is asked.
+        lease: on it; the scheduler may take the attempt back until the first byte has come.
+
+    Entering raises:
         AttemptFailed: the connection failed, ended before the first body byte, or was recalled.
+        SollolError: what the iterator of the request's body raised.
     """
+    connections = upstreams.direct(host.id)
+    if connections is None:
+        return _by_session(upstreams.session, host, outbound, lease)
+    return _Attempt(connections, host.id, outbound, lease)
+
+
+class _Attempt(AbstractAsyncContextManager[Upstream]):
+    """An attempt over a connection of our own."""
+
+    __slots__ = ("_connection", "_connections", "_host_id", "_lease", "_outbound", "_sender")
+
+    def __init__(
+        self, connections: HostConnections, host_id: str, outbound: Outbound, lease: Lease
+    ) -> None:
+        self._connections = connections
+        self._host_id = host_id
+        self._outbound = outbound
+        self._lease = lease
+        self._connection: Connection | None = None
+        self._sender: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Upstream:
+        try:
+            connection = self._connections.idle()
+            if connection is None:
+                return await self._exchange(await self._new())
+            try:
+                return await self._exchange(connection)
+            except Cut as cut:
+                if not cut.untouched or self._outbound.method not in _SAFE or self._sender:
+                    raise
+            return await self._exchange(await self._new())
+        except Cut as cut:
+            await self._leave()
+            self._raise_senders_error()
+            has_head = self._connection is not None and self._connection.has_head
+            phase = Phase.BODY if has_head else Phase.HEAD
+            raise AttemptFailed(self._host_id, phase, str(cut)) from cut
+        except BaseException:
+            await self._leave()
+            raise
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._leave()
+
+    async def _new(self) -> Connection:
+        try:
+            return await self._connections.new()
+        except OSError as error:
+            if isinstance(error, TimeoutError) and error.errno is None:
+                raise AttemptFailed(self._host_id, Phase.SILENT, _NO_CONNECTION) from error
+            raise AttemptFailed(self._host_id, Phase.CONNECT, describe_error(error)) from error
+
+    async def _exchange(self, connection: Connection) -> Upstream:
+        self._connection = connection
+        lease, outbound = self._lease, self._outbound
+        head = _request_head(self._connections, outbound)
+        if outbound.body is None or isinstance(outbound.body, bytes):
+            connection.send(outbound.method, head, outbound.body or b"")
+        else:
+            connection.send(outbound.method, head, None)
+            self._sender = asyncio.get_running_loop().create_task(self._send_pieces(connection))
+        lease.on_recall(lambda: connection.give_up(Cut(_TAKEN_BACK)))
+        try:
+            await connection.answer()
+        finally:
+            lease.on_recall(None)
+        return DirectUpstream(self._host_id, connection)
+
+    async def _send_pieces(self, connection: Connection) -> None:
+        outbound = self._outbound
+        assert outbound.body is not None
+        assert not isinstance(outbound.body, bytes)
+        announced = outbound.headers.get("Content-Length")
+        try:
+            length = None if announced is None else int(announced)
+            await connection.send_pieces(outbound.body, length)
+        except Exception:
+            # Whoever waits for the answer is told, and looks here for the reason.
+            connection.give_up(Cut("the request's body broke off"))
+            raise
+
+    def _raise_senders_error(self) -> None:
+        sender = self._sender
+        if sender is not None and sender.done() and not sender.cancelled():
+            error = sender.exception()
+            if error is not None:
+                raise error
+
+    async def _leave(self) -> None:
+        connection, sender = self._connection, self._sender
+        if connection is None:
+            return
+        self._connections.give_back(connection)
+        if sender is not None:
+            sender.cancel()
+            await asyncio.wait([sender])
+            if not sender.cancelled():
+                sender.exception()
+
+
+@asynccontextmanager
+async def _by_session(
+    session: aiohttp.ClientSession, host: HostSpec, outbound: Outbound, lease: Lease
+) -> AsyncIterator[Upstream]:
+    """An attempt over aiohttp's client."""
     phase = Phase.CONNECT
     response: aiohttp.ClientResponse | None = None
     try:
         try:
-            async with recallable():
+            async with lease.recallable():
                 response = await session.request(
                     outbound.method,
                     URL(host.url + outbound.target, encoded=True),
@@ -137,37 +355,39 @@ async def open_attempt(
         except aiohttp.ClientConnectorError as error:
             raise AttemptFailed(host.id, Phase.CONNECT, describe_error(error)) from error
         except aiohttp.ConnectionTimeoutError as error:
-            raise AttemptFailed(host.id, Phase.SILENT, "no connection in time") from error
+            raise AttemptFailed(host.id, Phase.SILENT, _NO_CONNECTION) from error
         except _BROKEN as error:
             phase = Phase.BODY if phase is Phase.BODY else Phase.HEAD
             raise AttemptFailed(host.id, phase, describe_error(error)) from error
         except TimeoutError as error:
             phase = Phase.BODY if phase is Phase.BODY else Phase.HEAD
-            raise AttemptFailed(host.id, phase, "taken back: the host fell silent") from error
-        yield Upstream(host.id, response, first)
+            raise AttemptFailed(host.id, phase, _TAKEN_BACK) from error
+        yield _SessionUpstream(host.id, response, first)
     finally:
         if response is not None:
             response.close()
 
 
-def _socket_that_notices(info: aiohttp.AddrInfoType) -> socket.socket:
-    """A socket whose kernel asks a silent peer whether it is still there.
+def _request_head(connections: HostConnections, outbound: Outbound) -> bytes:
+    headers, body = outbound.headers, outbound.body
+    text = f"{outbound.method} {connections.prefix}{outbound.target} HTTP/1.1\r\n"
+    text += f"Host: {connections.authority}\r\n"
+    for name, value in headers.items():
+        text += f"{name}: {value}\r\n"
+    if isinstance(body, bytes) and (body or outbound.method in _WITH_LENGTH):
+        text += f"Content-Length: {len(body)}\r\n\r\n"
+    elif body is None:
+        text += "Content-Length: 0\r\n\r\n" if outbound.method in _WITH_LENGTH else "\r\n"
+    elif "Content-Length" in headers:
+        text += "\r\n"
+    else:
+        text += "Transfer-Encoding: chunked\r\n\r\n"
+    return text.encode("utf-8", "surrogateescape")
 
-    A host that loses its power says nothing, and no timeout of ours may tell that from a long
-    prefill; the peer's kernel can. After about a minute without an echo the connection breaks.
-    """
-    made = socket.socket(*info[:3])
-    made.setblocking(False)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, seconds in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
-        if hasattr(socket, name):  # the names differ by system
-            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), seconds)
-    return made
 
-
-def _with_length(outbound: Outbound) -> Mapping[str, str]:
+def _with_length(outbound: Outbound) -> CIMultiDict[str]:
     headers = outbound.headers
-    if outbound.body is None and outbound.method in ("POST", "PUT", "PATCH"):
+    if outbound.body is None and outbound.method in _WITH_LENGTH:
         headers = headers.copy()
         headers["Content-Length"] = "0"
     return headers
@@ -175,7 +395,7 @@ def _with_length(outbound: Outbound) -> Mapping[str, str]:
 
 def _payload(body: bytes | AsyncIterator[bytes] | None) -> Any:
     """The body as aiohttp sends it without holding the event loop: large ones in pieces."""
-    if isinstance(body, bytes) and len(body) > LARGE_BODY_BYTES:
+    if isinstance(body, bytes) and len(body) > READ_AHEAD_BYTES:
         return io.BytesIO(body)
     return body
 
@@ -183,13 +403,14 @@ def _payload(body: bytes | AsyncIterator[bytes] | None) -> Any:
 def describe_error(error: BaseException) -> str:
     """A short reason for logs and the page, in words and without addresses."""
     if isinstance(error, aiohttp.ClientConnectorError):
-        number = error.os_error.errno
-        # A failed name look-up has a number of its own kind, and its own words.
-        if number and not isinstance(error.os_error, socket.gaierror):
-            return os.strerror(number)
-        return error.os_error.strerror or str(error)
+        return describe_error(error.os_error)
     if isinstance(error, aiohttp.ClientPayloadError):
         return "the connection ended before the body did"
     if isinstance(error, aiohttp.ServerDisconnectedError):
         return "the connection ended without an answer"
+    if isinstance(error, OSError) and not isinstance(error, aiohttp.ClientError):
+        # A failed name look-up has a number of its own kind, and its own words.
+        if error.errno and not isinstance(error, socket.gaierror):
+            return os.strerror(error.errno)
+        return error.strerror or str(error) or type(error).__name__
     return str(error) or type(error).__name__
