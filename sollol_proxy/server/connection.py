@@ -8,10 +8,19 @@ then the host is made to wait.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Protocol as Interface
+from typing import cast
 
-from sollol_proxy.server.wire import Body, Head, WireError, body_of, head_end, parse_head
+from sollol_proxy.server.wire import (
+    Body,
+    ChunkedBody,
+    Head,
+    WireError,
+    body_of,
+    head_end,
+    parse_head,
+)
 
 READ_AHEAD_BYTES = 2**16
 MAX_HEADER_BYTES = 2**20
@@ -33,7 +42,13 @@ class Cut(Exception):
 
 
 class Follower(Interface):
-    """Whoever gets a body as it comes. None of these may raise."""
+    """Whoever gets a body as it comes. None of these may raise.
+
+    pass_chunk: None, or what is asked first where a chunk of the body is due: it may take `data`
+        as it stands, if that is one whole chunk.
+    """
+
+    pass_chunk: Callable[[bytes], bool] | None
 
     def take(self, payload: bytes, raw: bytes | None) -> None:
         """Some bytes of the body. raw: the same as whole chunks, where they came so."""
@@ -59,6 +74,7 @@ class Connection(asyncio.Protocol):
         "_is_reading",
         "_is_sent",
         "_method",
+        "_pass_chunk",
         "_pieces",
         "_room",
         "_size",
@@ -85,6 +101,7 @@ class Connection(asyncio.Protocol):
         self._size = 0
         self._failure: Cut | None = None
         self._follower: Follower | None = None
+        self._pass_chunk: Callable[[bytes], bool] | None = None
         self._is_sent = False
 
     # --- the exchange ---------------------------------------------------------------------------
@@ -201,6 +218,8 @@ class Connection(asyncio.Protocol):
     def follow(self, follower: Follower) -> None:
         """Give the rest of the body to `follower` as it comes."""
         self._follower = follower
+        body = self._body
+        self._pass_chunk = follower.pass_chunk if isinstance(body, ChunkedBody) else None
         if self._pieces:
             follower.take(self.taken(), None)
         if self._failure is not None or self.has_ended:
@@ -230,20 +249,27 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
         self._is_open = False
 
+    def unfollow(self) -> None:
+        """Nobody wants the rest of the body."""
+        self._follower = self._pass_chunk = None
+
     # --- called by the event loop ---------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The connection is there."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports are no subclasses of asyncio's.
+        self._transport = cast(asyncio.Transport, transport)
         self._is_open = True
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the host."""
-        body = self._body
+        body, pass_chunk = self._body, self._pass_chunk
+        if pass_chunk is not None and body.is_between and pass_chunk(data):  # type: ignore[union-attr]
+            return
         if body is None:
             self._take_head(data)
             return
+        follower = self._follower
         try:
             payload = body.feed(data)
         except WireError as error:
@@ -251,7 +277,6 @@ class Connection(asyncio.Protocol):
             self.abort()
             return
         if payload:
-            follower = self._follower
             if follower is not None:
                 follower.take(payload, data if body.is_whole else None)
             else:
@@ -347,7 +372,7 @@ class Connection(asyncio.Protocol):
                 self._wake()
 
     def _tell_end(self) -> None:
-        follower, self._follower = self._follower, None
+        follower, self._follower, self._pass_chunk = self._follower, None, None
         if follower is not None:
             follower.end(None if self.has_ended else self._failure)
 

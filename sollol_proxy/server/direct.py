@@ -8,6 +8,7 @@ protocol is our own subclass, which passes on when the client is slow.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from email.utils import formatdate
 from enum import Enum
 
@@ -102,6 +103,18 @@ class DirectResponse(web.StreamResponse):
         if self._unsent:
             payload, self._unsent = self._unsent + payload, b""
         transport.write(payload)
+
+    @property
+    def raw_write(self) -> Callable[[bytes], None]:
+        """What writes bytes that need no framing; to be asked for once the head is out.
+
+        Raises:
+            ConnectionResetError: the client's connection is closed.
+        """
+        transport = self.client.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("the client's connection is closed")
+        return transport.write
 
     def hold(self, payload: bytes) -> None:
         """Keep the whole body for `write_eof`, so that head, body and end are one write."""

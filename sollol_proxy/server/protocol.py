@@ -58,6 +58,9 @@ class Valve(Interface):
     def resume(self) -> None:
         """There is room again."""
 
+    def close(self) -> None:
+        """The client's connection is closed: nothing may be written any more."""
+
 
 class Protocol(web.RequestHandler):
     """One connection of a client. valve: of the answer that is written right now.
@@ -86,6 +89,12 @@ class Protocol(web.RequestHandler):
         super().resume_writing()
         if self.valve is not None:
             self.valve.resume()
+
+    def force_close(self) -> None:
+        """Close the connection; called when it is lost, too."""
+        super().force_close()
+        if self.valve is not None:
+            self.valve.close()
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client."""

@@ -9,12 +9,14 @@ read, so the host's connection fills up and a stream's memory stays bounded by t
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from sollol_proxy.errors import ClientGone
-from sollol_proxy.ollama.records import BodyWatch
+from sollol_proxy.ollama.records import UNREAD_CHUNKS, BodyWatch
 from sollol_proxy.server.connection import Connection, Cut
-from sollol_proxy.server.direct import DirectResponse
+from sollol_proxy.server.direct import DirectResponse, Framing
 from sollol_proxy.server.upstream import DirectUpstream, Upstream
+from sollol_proxy.server.wire import CHUNK_SIZES
 
 
 async def copy(upstream: Upstream, response: DirectResponse, watch: BodyWatch) -> None:
@@ -51,6 +53,7 @@ async def _follow(upstream: DirectUpstream, response: DirectResponse, watch: Bod
     except Cut as cut:
         raise upstream.broke(cut) from cut
     finally:
+        connection.unfollow()
         client.valve = None
 
 
@@ -65,31 +68,59 @@ async def _read(upstream: Upstream, response: DirectResponse, watch: BodyWatch) 
 class _Pump:
     """Follows a host's body, and is the valve of the client's connection."""
 
-    __slots__ = ("_connection", "_feed", "_put", "over", "pause", "resume")
+    __slots__ = ("_connection", "_put", "_unread", "_watch", "_write", "over", "pass_chunk")
 
     def __init__(self, connection: Connection, response: DirectResponse, watch: BodyWatch) -> None:
         self._connection = connection
-        self._feed = watch.feed
+        self._watch = watch
         self._put = response.put
-        self.pause = connection.pause
-        self.resume = connection.resume
+        self._write = response.raw_write
+        self._unread = watch.unread
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        is_chunked = response.framing is Framing.CHUNKS
+        self.pass_chunk: Callable[[bytes], bool] | None = self._pass_chunk if is_chunked else None
+
+    def _pass_chunk(self, data: bytes) -> bool:
+        """See `Follower`. Nearly always one write of the host is one chunk, and comes as one."""
+        end = data.find(b"\r\n")
+        size = CHUNK_SIZES.get(data[:end])
+        if size is None or data[end + 2 + size :] != b"\r\n":
+            return False
+        self._write(data)
+        unread = self._unread
+        unread.append(data[end + 2 : -2])
+        if len(unread) >= UNREAD_CHUNKS:
+            self._watch.settle()
+        return True
 
     def take(self, payload: bytes, raw: bytes | None) -> None:
-        """See `Follower.take`."""
-        self._feed(payload)
+        """See `Follower`."""
+        self._watch.feed(payload)
         try:
             self._put(payload, raw)
-        except ConnectionResetError as error:
-            self._connection.abort()
-            if not self.over.done():
-                self.over.set_exception(error)
+        except ConnectionResetError:
+            self.close()
 
     def end(self, failure: Cut | None) -> None:
-        """See `Follower.end`."""
+        """See `Follower`."""
         if self.over.done():
             return
         if failure is None:
             self.over.set_result(None)
         else:
             self.over.set_exception(failure)
+
+    def pause(self) -> None:
+        """See `Valve`."""
+        self._connection.pause()
+
+    def resume(self) -> None:
+        """See `Valve`."""
+        self._connection.resume()
+
+    def close(self) -> None:
+        """See `Valve`."""
+        self._connection.unfollow()
+        self._connection.abort()
+        if not self.over.done():
+            self.over.set_exception(ConnectionResetError("the client's connection is closed"))

@@ -18,9 +18,11 @@ _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([^\x00-\x08\x0a-\x1f\
 _FIELDS = re.compile(rb"(?:" + _TOKEN + rb"+:[^\x00-\x08\x0a-\x1f\x7f]*\r\n)*")
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 _FOLD = re.compile(rb"[ \t]*\r\n[ \t]+")
-_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")
-_CHUNK_WITH_MORE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?")
+_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
+
+CHUNK_SIZES = {b"%x" % size: size for size in range(1, 2**12)}
+"""The sizes of records as Go writes them: quicker to look up than to read."""
 
 
 class WireError(Exception):
@@ -196,12 +198,16 @@ class RestBody(Body):
 
 
 class ChunkedBody(Body):
-    """A body in chunks. Extensions are dropped, and so are trailers (RFC 9112, 7.1)."""
+    """A body in chunks. Extensions are dropped, and so are trailers (RFC 9112, 7.1).
 
-    __slots__ = ("_in_trailer", "_left", "_line", "_needs_crlf", "_trailer_bytes")
+    is_between: what comes next is the beginning of a chunk.
+    """
+
+    __slots__ = ("_in_trailer", "_left", "_line", "_needs_crlf", "_trailer_bytes", "is_between")
 
     def __init__(self) -> None:
         super().__init__()
+        self.is_between = True
         self._left = 0
         """Bytes that are missing of the current chunk."""
         self._needs_crlf = False
@@ -213,24 +219,11 @@ class ChunkedBody(Body):
 
     def feed(self, data: bytes) -> bytes:
         """See `Body.feed`."""
-        # Nearly always one write of the host is one chunk, and comes as one.
-        if not (self._left or self._needs_crlf or self._line or self._in_trailer):
-            match = _CHUNK.match(data)
-            if match is not None:
-                begin = match.end()
-                size = int(match[1], 16)
-                if size and len(data) == begin + size + 2 and data.endswith(b"\r\n"):
-                    self.is_whole = True
-                    return data[begin:-2]
-        self.is_whole = False
-        return self._feed(data)
-
-    def _feed(self, data: bytes) -> bytes:
         if self.has_ended:
             self.rest += data
             return b""
         payload: list[bytes] = []
-        only_chunks = not (self._left or self._needs_crlf or self._line or self._in_trailer)
+        only_chunks = self.is_between
         at = 0
         while at < len(data) and not self.has_ended:
             if self._left:
@@ -246,9 +239,8 @@ class ChunkedBody(Body):
             only_chunks = self._take_line(line) and only_chunks
         if self.has_ended:
             self.rest = data[at:]
-        # At the beginning of a chunk, as it was when these bytes came.
-        is_between = not (self._left or self._needs_crlf or self._line or self._in_trailer)
-        self.is_whole = only_chunks and is_between and not self.has_ended and bool(payload)
+        self.is_between = not (self._left or self._needs_crlf or self._line or self._in_trailer)
+        self.is_whole = only_chunks and self.is_between
         return payload[0] if len(payload) == 1 else b"".join(payload)
 
     def _next_line(self, data: bytes, at: int) -> tuple[bytes | None, int]:
@@ -278,7 +270,7 @@ class ChunkedBody(Body):
                 raise WireError("the body's trailers are too long")
             self.has_ended = not line
             return False
-        match = _CHUNK_WITH_MORE.fullmatch(line)
+        match = _CHUNK_SIZE.fullmatch(line)
         if match is None:
             raise WireError("a chunk of the body has no valid size")
         self._left = int(match[1], 16)
