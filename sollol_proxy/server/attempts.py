@@ -170,7 +170,8 @@ def _conclude(
         if exchange.facts.stream and seen.decode_s is None and seen.output_tokens:
             # The dialect tells no durations: the stream was timed as it passed.
             seen = replace(seen, decode_s=body_s, is_timed=True)
-        exchange.observation = replace(seen, first_byte_s=in_host_s, total_s=in_host_s + body_s)
+        total_s = in_host_s + body_s
+        exchange.observation = replace(seen, first_byte_s=in_host_s, total_s=total_s)
         exchange.outcome = Outcome.COMPLETED
         lease.done(AttemptResult.COMPLETED, exchange.observation)
         return
