@@ -27,6 +27,7 @@ MAX_HEADER_BYTES = 2**20
 """Go's own limit on a header block, so what a host may send passes."""
 
 _NO_ANSWER = "the connection ended without an answer"
+_LONG_HEAD = "the answer's head is too long"
 _CUT = "the connection ended before the body did"
 
 
@@ -329,13 +330,15 @@ class Connection(asyncio.Protocol):
             look_from = 0
         try:
             while (end := head_end(data, look_from)) >= 0:
+                if end > MAX_HEADER_BYTES:
+                    raise WireError(_LONG_HEAD)
                 head = parse_head(data[:end])
                 data, look_from = data[end:], 0
                 if head.status >= 200 or head.status == 101:
                     self._begin_body(head, data)
                     return
             if len(data) > MAX_HEADER_BYTES:
-                raise WireError("the answer's head is too long")
+                raise WireError(_LONG_HEAD)
         except WireError as error:
             self._fail(Cut(str(error)))
             self.abort()

@@ -28,10 +28,17 @@ class HostConnections:
 
     authority: for the Host header. prefix: of every path there.
     connect_timeout_s: for a connection, the look-up of the name included.
-    clock: monotonic seconds.
+    clock: monotonic seconds. idle_s: how long an idle connection is kept.
     """
 
-    def __init__(self, url: str, connect_timeout_s: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        url: str,
+        connect_timeout_s: float,
+        clock: Callable[[], float],
+        *,
+        idle_s: float = IDLE_S,
+    ) -> None:
         parts = URL(url)
         self._hostname = parts.raw_host or ""
         self._port = parts.port or 80
@@ -39,6 +46,7 @@ class HostConnections:
         self.prefix = parts.raw_path.rstrip("/")
         self._connect_timeout_s = connect_timeout_s
         self._clock = clock
+        self._idle_s = idle_s
         self._idle: deque[tuple[Connection, float]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._infos: Sequence[AddrInfoType] = ()
@@ -82,7 +90,7 @@ class HostConnections:
             return
         self._idle.append((connection, self._clock()))
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(IDLE_S, self._sweep)
+            self._timer = asyncio.get_running_loop().call_later(self._idle_s, self._sweep)
 
     def close(self) -> None:
         """Close the idle ones now, and others when they are given back."""
@@ -94,7 +102,7 @@ class HostConnections:
 
     def _sweep(self) -> None:
         self._timer = None
-        oldest_s = self._clock() - IDLE_S
+        oldest_s = self._clock() - self._idle_s
         while self._idle and (self._idle[0][1] <= oldest_s or not self._idle[0][0].is_reusable):
             self._idle.popleft()[0].abort()
         if self._idle:

@@ -30,6 +30,7 @@ from sollol_proxy.core.types import (
     Refuse,
 )
 from sollol_proxy.errors import (
+    BadRequest,
     ClientGone,
     Draining,
     Expired,
@@ -152,7 +153,7 @@ class _Block(AbstractAsyncContextManager[Lease]):
     ) -> None:
         lease = self._lease
         assert lease is not None
-        if isinstance(exc, asyncio.CancelledError | ClientGone):
+        if isinstance(exc, asyncio.CancelledError | ClientGone | BadRequest):
             lease.result = lease.result or AttemptResult.CLIENT_GONE
         lease.release()
 
@@ -186,8 +187,8 @@ class Dispatcher:
     def lease(self, job: Job) -> AbstractAsyncContextManager[Lease]:
         """Wait for a host and hold its slot for the block.
 
-        Leaving by cancellation or `ClientGone` counts as the client's leaving, by any other
-        exception as the host's failure, unless `Lease.done` said otherwise.
+        Leaving by cancellation, `ClientGone` or `BadRequest` counts as the client's leaving, by
+        any other exception as the host's failure, unless `Lease.done` said otherwise.
 
         Entering raises:
             Refused: the scheduler gave the job no host.

@@ -15,7 +15,8 @@ MAX_LINE_BYTES = 2**14
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([^\x00-\x08\x0a-\x1f\x7f]*))?")
-_FIELDS = re.compile(rb"(?:" + _TOKEN + rb"+:[^\x00-\x08\x0a-\x1f\x7f]*\r\n)*")
+_FIELD = re.compile(_TOKEN + rb"+:[^\x00-\x08\x0a-\x1f\x7f]*")
+_FIELDS = re.compile(rb"(?:" + _FIELD.pattern + rb"\r\n)*")
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 _FOLD = re.compile(rb"[ \t]*\r\n[ \t]+")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?")
@@ -268,6 +269,8 @@ class ChunkedBody(Body):
             self._trailer_bytes += len(line)
             if self._trailer_bytes > MAX_LINE_BYTES:
                 raise WireError("the body's trailers are too long")
+            if line and _FIELD.fullmatch(line) is None:
+                raise WireError("a trailer of the body is malformed")
             self.has_ended = not line
             return False
         match = _CHUNK_SIZE.fullmatch(line)
