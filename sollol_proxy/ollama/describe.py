@@ -11,6 +11,7 @@ from typing import Any
 
 from sollol_proxy.core.types import Complexity, Facts, JobKind, TaskType
 from sollol_proxy.ollama import encoding, gojson, multipart, names
+from sollol_proxy.ollama.elide import without_images
 from sollol_proxy.ollama.gojson import Object, WrongType
 from sollol_proxy.ollama.options import load_options
 from sollol_proxy.ollama.prefix import prefix_of
@@ -63,7 +64,7 @@ def describe(
     if route.kind is JobKind.TRANSCRIBE:
         written = multipart.field(plain, content_type, "model")
         return _named(written, JobKind.TRANSCRIBE, len(body))
-    value = gojson.first_object(plain)
+    value = gojson.first_object(without_images(plain))
     if value is None:
         return unreadable
     try:
