@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import signal
 import socket
 import sys
@@ -75,6 +76,9 @@ async def serve(config: Config, *, ready: Callable[[str], None] | None = None) -
                 policy=config.policy,
                 hosts=[host.id for host in config.hosts],
             )
+            # What is there by now stays for good: no collection needs to look at it again.
+            gc.collect()
+            gc.freeze()
             if ready is not None:
                 ready(url)
             await stopped.wait()

@@ -3,7 +3,8 @@
 aiohttp offers no public door to its connection handler. What is leaned on here, and what
 `tests/server/test_http_corners.py` notices when it changes: `AppRunner._make_server`,
 `Server._kwargs`, and of `RequestHandler` the methods `handle_error` and `finish_response` and
-the attributes `_messages`, `_request_count` and `_current_request`.
+the attributes `_messages`, `_request_count` and `_current_request`. Besides, that a lost connection
+comes by `force_close`, which `tests/server/test_valve.py` notices.
 """
 
 from __future__ import annotations

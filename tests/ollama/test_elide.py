@@ -115,9 +115,8 @@ values = st.recursive(
 
 def is_same_but_for_images(left: Any, right: Any) -> bool:
     if isinstance(left, dict):
-        return left.keys() == right.keys() and all(
-            is_same_but_for_images(left[key], right[key]) for key in left
-        )
+        same_keys = bool(left.keys() == right.keys())
+        return same_keys and all(is_same_but_for_images(left[key], right[key]) for key in left)
     if isinstance(left, list):
         return len(left) == len(right) and all(map(is_same_but_for_images, left, right))
     if isinstance(left, str) and len(left) > LONG_BYTES and left != right:
