@@ -98,7 +98,7 @@ class DirectResponse(web.StreamResponse):
         transport = self.client.transport
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the client's connection is closed")
-        if self.framing is Framing.CHUNKS:
+        if payload and self.framing is Framing.CHUNKS:
             payload = raw or b"%x\r\n%b\r\n" % (len(payload), payload)
         if self._unsent:
             payload, self._unsent = self._unsent + payload, b""
@@ -116,11 +116,18 @@ class DirectResponse(web.StreamResponse):
             raise ConnectionResetError("the client's connection is closed")
         return transport.write
 
-    def hold(self, payload: bytes) -> None:
-        """Keep the whole body for `write_eof`, so that head, body and end are one write."""
-        if self.framing is Framing.CHUNKS and payload:
-            payload = b"%x\r\n%b\r\n" % (len(payload), payload)
-        self._unsent += payload
+    def put_whole(self, payload: bytes) -> None:
+        """Write a whole body and its end, so that they and the head are one write.
+
+        Raises:
+            ConnectionResetError: the client's connection is closed.
+        """
+        self._is_over = True
+        if self.framing is Framing.CHUNKS:
+            chunk = b"%x\r\n%b\r\n" % (len(payload), payload) if payload else b""
+            self._unsent += chunk + LAST_CHUNK
+            payload = b""
+        self.put(payload)
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         """Write some bytes of the body, at the client's pace.
@@ -146,14 +153,10 @@ class DirectResponse(web.StreamResponse):
         Raises:
             ConnectionError: the client's connection is closed.
         """
-        if self._is_over:
-            return
-        self._is_over = True
-        last = self._unsent + (LAST_CHUNK if self.framing is Framing.CHUNKS else b"")
-        self._unsent = b""
-        transport = self.client.transport
-        if transport is None or transport.is_closing():
-            raise ConnectionResetError("the client's connection is closed")
-        if last:
-            transport.write(last)
+        if not self._is_over:
+            self._is_over = True
+            last = self._unsent + (LAST_CHUNK if self.framing is Framing.CHUNKS else b"")
+            self._unsent = b""
+            if last:
+                self.raw_write(last)
         await self.drained()

@@ -39,7 +39,7 @@ async def _follow(upstream: DirectUpstream, response: DirectResponse, watch: Bod
     first, connection = upstream.first, upstream.connection
     watch.feed(first)
     if connection.has_ended:
-        response.hold(first)
+        response.put_whole(first)
         return
     response.put(first)
     pump = _Pump(connection, response, watch)
