@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 SAMPLE_EVERY_S = 0.25
 """Plans look ahead by seconds; what is known to a quarter of one is known well enough."""
 
-STREAMS_PER_ROUND = 250
+STREAMS_PER_ROUND = 125
 """With more streams than this the rounds become rarer, and a stream's share of a pool's speed is
 known well enough even so. Measured: at 1,000 streams with 4 records a second each, looking four
 times a second cost a third of what relaying the records does."""
