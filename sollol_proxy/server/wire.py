@@ -24,6 +24,7 @@ _LENGTH = re.compile(rb"[0-9]{1,18}")
 
 CHUNK_SIZES = {b"%x" % size: size for size in range(1, 2**12)}
 """The sizes of records as Go writes them: quicker to look up than to read."""
+_CHUNK_LINE_BYTES = 5
 
 
 class WireError(Exception):
@@ -225,7 +226,7 @@ class ChunkedBody(Body):
             return b""
         payload: list[bytes] = []
         only_chunks = self.is_between
-        at = 0
+        at = _whole_chunks(data, payload) if only_chunks else 0
         while at < len(data) and not self.has_ended:
             if self._left:
                 piece = data[at : at + self._left]
@@ -279,6 +280,25 @@ class ChunkedBody(Body):
         self._left = int(match[1], 16)
         self._in_trailer = not self._left
         return bool(self._left) and match.end(1) == len(line)
+
+
+def _whole_chunks(data: bytes, payload: list[bytes]) -> int:
+    """Add what whole chunks at the beginning of `data` hold to `payload`; where they end.
+
+    Only chunks as Go writes them: what is less plain is left to who reads line by line.
+    """
+    at, length = 0, len(data)
+    while at < length:
+        end = data.find(b"\r\n", at, at + _CHUNK_LINE_BYTES)
+        size = CHUNK_SIZES.get(data[at:end])
+        if size is None:
+            break
+        stop = end + 2 + size
+        if data[stop : stop + 2] != b"\r\n":
+            break
+        payload.append(data[end + 2 : stop])
+        at = stop + 2
+    return at
 
 
 def body_of(head: Head, method: str) -> Body:
