@@ -33,7 +33,8 @@ from sollol_proxy.server.operations import Operations
 from sollol_proxy.server.probes import Probes
 from sollol_proxy.server.rescue import guard, rescue
 from sollol_proxy.server.services import SERVICES, Services
-from sollol_proxy.server.upstream import Upstreams, make_session
+from sollol_proxy.server.session_attempt import make_session
+from sollol_proxy.server.upstreams import Upstreams
 
 
 def build_app(

@@ -22,7 +22,8 @@ from sollol_proxy.server.direct import NO_BODY, DirectResponse, Framing
 from sollol_proxy.server.dispatcher import Lease
 from sollol_proxy.server.exchange import Exchange
 from sollol_proxy.server.services import SERVICES, Services
-from sollol_proxy.server.upstream import Outbound, Upstream, open_attempt
+from sollol_proxy.server.upstream import Outbound, Upstream
+from sollol_proxy.server.upstreams import open_attempt
 
 
 async def carry_out(

@@ -15,7 +15,8 @@ from sollol_proxy.errors import ClientGone
 from sollol_proxy.ollama.records import UNREAD_CHUNKS, BodyWatch
 from sollol_proxy.server.connection import Connection, Cut
 from sollol_proxy.server.direct import DirectResponse, Framing
-from sollol_proxy.server.upstream import DirectUpstream, Upstream
+from sollol_proxy.server.direct_attempt import DirectUpstream
+from sollol_proxy.server.upstream import Upstream
 from sollol_proxy.server.wire import CHUNK_SIZES
 
 

@@ -16,7 +16,7 @@ from sollol_proxy.server.journal import Journal
 from sollol_proxy.server.memory_file import Keeper
 from sollol_proxy.server.operations import Operations
 from sollol_proxy.server.probes import Probes
-from sollol_proxy.server.upstream import Upstreams
+from sollol_proxy.server.upstreams import Upstreams
 
 
 @dataclass(frozen=True, slots=True)
