@@ -7,11 +7,14 @@ else that a client can invent.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from sollol_proxy.core.snapshots import Snapshot
 from sollol_proxy.core.types import HostState, Outcome, RequestRecord
+
+_Metric = TypeVar("_Metric", Counter, Histogram)
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -98,19 +101,21 @@ class Metrics:
             "Times the policy raised, or named a host that may not take the job",
             registry=self.registry,
         )
+        # Labels come from closed lists and the pool, so these stay few.
+        self._children: dict[tuple[object, ...], Any] = {}
         self._failures_seen: dict[str, int] = {}
         self._plan_faults_seen = 0
 
     def observe(self, record: RequestRecord) -> None:
         """Count one finished request."""
         route = record.route
-        self._requests.labels(route, str(record.status)).inc()
-        self._outcomes.labels(route, record.outcome.value).inc()
-        self._latency.labels(route).observe(record.total_s)
+        self._of(self._requests, route, str(record.status)).inc()
+        self._of(self._outcomes, route, record.outcome.value).inc()
+        self._of(self._latency, route).observe(record.total_s)
         if record.first_byte_s is not None:
-            self._first_byte.labels(route).observe(record.first_byte_s)
+            self._of(self._first_byte, route).observe(record.first_byte_s)
         if record.priority:
-            self._queue_wait.labels(str(record.priority)).observe(record.queue_s)
+            self._of(self._queue_wait, str(record.priority)).observe(record.queue_s)
         self._count_attempts(record)
         self._compare(record)
         if record.decision is not None and record.observation is not None:
@@ -119,7 +124,7 @@ class Metrics:
                 ("output", record.observation.output_tokens),
             ):
                 if tokens:
-                    self._tokens.labels(record.decision.host_id, direction).inc(tokens)
+                    self._of(self._tokens, record.decision.host_id, direction).inc(tokens)
 
     def _count_attempts(self, record: RequestRecord) -> None:
         failed = [host_id for host_id, _ in record.failures if host_id not in record.skipped]
@@ -127,9 +132,9 @@ class Metrics:
         if record.decision is not None and record.answered_by_host:
             answered.add(record.decision.host_id)
         for host_id in failed:
-            self._attempts.labels(host_id, "failed").inc()
+            self._of(self._attempts, host_id, "failed").inc()
         for host_id in answered:
-            self._attempts.labels(host_id, "answered").inc()
+            self._of(self._attempts, host_id, "answered").inc()
 
     def _compare(self, record: RequestRecord) -> None:
         """Count how near the predictions came."""
@@ -137,9 +142,9 @@ class Metrics:
             return
         host_id = record.decision.host_id
         if (ratio := total_ratio(record)) is not None:
-            self._total_ratio.labels(host_id).observe(ratio)
+            self._of(self._total_ratio, host_id).observe(ratio)
         if (error_s := wait_error_s(record)) is not None:
-            self._wait_error.labels(host_id).observe(error_s)
+            self._of(self._wait_error, host_id).observe(error_s)
 
     def render(self, snapshot: Snapshot) -> bytes:
         """The page, gauges set from a snapshot."""
@@ -165,6 +170,14 @@ class Metrics:
             self._host_failures.labels(host_id).inc(host.failures - counted)
             self._failures_seen[host_id] = host.failures
         return generate_latest(self.registry)
+
+    def _of(self, metric: _Metric, *labels: str) -> _Metric:
+        """The child of a metric for some labels; `labels` takes a lock to find it."""
+        key = (metric, *labels)
+        child: _Metric | None = self._children.get(key)
+        if child is None:
+            child = self._children[key] = metric.labels(*labels)
+        return child
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, registry=self.registry)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import ip_address, ip_network
 
 from sollol_proxy.ollama.replies import PLAIN_UTF8, Reply
@@ -56,6 +57,9 @@ _ALLOW_HEADERS = ",".join(
 )
 _ALLOW_METHODS = "GET,POST,PUT,PATCH,DELETE,HEAD,OPTIONS"
 _MAX_AGE_S = "43200"
+
+_NAME_KEPT = 64
+"""Characters of a name whose verdict is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +188,12 @@ def _is_local_name(access: Access, name: str) -> bool:
 
 def _is_local_address(access: Access, name: str) -> bool:
     """Whether the name is an address that can only be near: loopback, private, the machine's."""
+    # Clients come by the same few names again and again; what one makes up must not fill memory.
+    look = _is_near_kept if len(name) <= _NAME_KEPT else _is_near
+    return look(access, name)
+
+
+def _is_near(access: Access, name: str) -> bool:
     try:
         address = ip_address(name)
     except ValueError:
@@ -191,3 +201,6 @@ def _is_local_address(access: Access, name: str) -> bool:
     if address.is_loopback or address.is_unspecified or str(address) in access.local_addresses:
         return True
     return any(address in network for network in _PRIVATE)
+
+
+_is_near_kept = lru_cache(maxsize=64)(_is_near)

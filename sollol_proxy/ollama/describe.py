@@ -7,11 +7,11 @@ waiting for a slot, and is answered in Ollama's own words.
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from typing import Any
 
 from sollol_proxy.core.types import Complexity, Facts, JobKind, TaskType
 from sollol_proxy.ollama import encoding, gojson, multipart, names
+from sollol_proxy.ollama.elide import without_images
 from sollol_proxy.ollama.gojson import Object, WrongType
 from sollol_proxy.ollama.options import load_options
 from sollol_proxy.ollama.prefix import prefix_of
@@ -62,11 +62,9 @@ def describe(
     if plain is None:
         return unreadable
     if route.kind is JobKind.TRANSCRIBE:
-        return _named(
-            Facts(kind=JobKind.TRANSCRIBE, body_bytes=len(body)),
-            multipart.field(plain, content_type, "model"),
-        )
-    value = gojson.first_object(plain)
+        written = multipart.field(plain, content_type, "model")
+        return _named(written, JobKind.TRANSCRIBE, len(body))
+    value = gojson.first_object(without_images(plain))
     if value is None:
         return unreadable
     try:
@@ -126,33 +124,34 @@ def _described(route: Route, value: Object, body_bytes: int) -> Facts:
     options = load_options(route, value)
     # Only what generates goes on from a prompt that was there before.
     prefix, prefix_tokens = prefix_of(prompt) if kind is JobKind.GENERATE else ((), ())
-    facts = Facts(
-        kind=kind,
+    return _named(
+        _model(route, value),
+        kind,
+        body_bytes,
         stream=streams and kind is JobKind.GENERATE and not rendered_only,
         task_type=TaskType.EMBEDDING if embeds else task_type(prompt.asked, prompt.system),
         prompt_tokens_est=prompt.tokens_est,
         output_limit_tokens=_output_limit_tokens(value),
         messages=prompt.messages,
-        body_bytes=body_bytes,
         options_key=options.key,
         num_ctx=options.num_ctx,
         prefix=prefix,
         prefix_tokens=prefix_tokens,
     )
-    return _named(facts, _model(route, value))
 
 
-def _named(facts: Facts, written: str) -> Facts:
-    """The facts with the model's name, or as `other` where the name rules scheduling out."""
+def _named(written: str, kind: JobKind, body_bytes: int, **more: Any) -> Facts:
+    """Facts with the model's name, or those of kind `other` where it rules scheduling out."""
     if not names.is_valid(written):
-        return Facts(kind=JobKind.OTHER, body_bytes=facts.body_bytes)
+        return Facts(kind=JobKind.OTHER, body_bytes=body_bytes)
     is_cloud = names.is_cloud(written)
-    return replace(
-        facts,
-        kind=JobKind.OTHER if is_cloud else facts.kind,
+    return Facts(
+        kind=JobKind.OTHER if is_cloud else kind,
         model=names.canonical(written),
         model_as_written=written,
         is_cloud=is_cloud,
+        body_bytes=body_bytes,
+        **more,
     )
 
 

@@ -10,6 +10,7 @@ suffixes, and blanks around the name are not forgiven either.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 DEFAULT_HOST = "registry.ollama.ai"
@@ -18,6 +19,8 @@ DEFAULT_TAG = "latest"
 
 # All parts at their longest come to less; longer texts are not worth taking apart.
 _MAX_LENGTH = 1_024
+_NAME_KEPT = 128
+"""Characters of a name whose parts are kept, so that odd names cannot fill memory."""
 _WILDCARDS = frozenset("*?[")
 # What Go's strings.TrimSpace takes away; str.strip() would take U+001C to U+001F as well.
 _BLANKS = (
@@ -126,6 +129,11 @@ def _shortest(parts: _Parts | None, text: str) -> str:
 
 def _asked(text: str) -> _Parts | None:
     """The parts of the stored name that a trimmed spelling asks for; None for no name."""
+    # A request's name is taken apart several times, and the next request's is mostly the same.
+    return _take_apart_kept(text) if len(text) <= _NAME_KEPT else _take_apart(text)
+
+
+def _take_apart(text: str) -> _Parts | None:
     base, source = _cut_source(text)
     if source and _cut_source(base)[1]:
         return None
@@ -174,3 +182,6 @@ def _parse(text: str) -> _Parts | None:
     if all(rule.fullmatch(part) for rule, part in zip(grammar, parts, strict=True)):
         return parts
     return None
+
+
+_take_apart_kept = lru_cache(maxsize=512)(_take_apart)

@@ -42,9 +42,12 @@ def load_options(route: Route, value: Object) -> LoadOptions:
     if route.dialect is not Dialect.NATIVE:
         return LoadOptions()
     given = gojson.members(value, "options")
-    numbers = {name: number for name in _NUMBERS if (number := _number(name, given)) is not None}
+    numbers: dict[str, int] = {}
+    flags: list[tuple[str, Any]] = []
+    if given:
+        numbers = {name: n for name in _NUMBERS if (n := _number(name, given)) is not None}
+        flags = [(name, given.get(name)) for name in _FLAGS]
     parts = [f"{name}={number}" for name, number in numbers.items()]
-    flags = [(name, given.get(name)) for name in _FLAGS]
     # No option, but the runner is started with it. The model decides where it is not given.
     if route.path in _SHIFTING and not gojson.flag(value, "shift", True):
         flags.append(("shift", False))

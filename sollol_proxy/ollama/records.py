@@ -21,6 +21,14 @@ from sollol_proxy.ollama.routes import Dialect, Route
 TAIL_BYTES = 16 * 1024
 """Kept of an answer: the last record but for the `context` or the text in front of its metrics."""
 
+STREAM_TAIL_BYTES = 2 * 1024
+"""Kept of what precedes the last record of a stream: usage comes in a record of its own."""
+
+UNREAD_CHUNKS = 16
+"""Chunks that are looked at together, which costs as much as one does."""
+
+_UNREAD_BYTES = 4 * 1024
+
 
 class BodyFormat(StrEnum):
     """How an answer's body is cut into records."""
@@ -46,6 +54,8 @@ _FORMATS = {
     "text/event-stream": BodyFormat.SSE,
     "application/json": BodyFormat.JSON,
 }
+
+_SEPARATORS = {BodyFormat.NDJSON: b"\n", BodyFormat.SSE: b"\n\n"}
 
 _GENERATING = frozenset({"/api/generate", "/api/chat"})
 _PROGRESSING = frozenset({"/api/pull", "/api/push", "/api/create"})
@@ -92,18 +102,22 @@ def body_format(content_type: str) -> BodyFormat:
 class BodyWatch:
     """Watches one answer's body go by.
 
-    records_seen: records so far that brought something of the answer; 0 where it does not stream.
+    unread: chunks that were seen and not yet looked at. Whoever has no time for `feed` may append
+        small ones here, and calls `settle` once there are `UNREAD_CHUNKS`.
     """
 
     __slots__ = (
+        "_bytes_seen",
         "_content",
+        "_ending",
         "_format",
         "_kind",
+        "_record",
+        "_records_seen",
         "_route",
+        "_separator",
         "_tail",
-        "bytes_seen",
-        "chunks_seen",
-        "records_seen",
+        "unread",
     )
 
     def __init__(self, route: Route, kind: JobKind, fmt: BodyFormat) -> None:
@@ -111,22 +125,58 @@ class BodyWatch:
         self._kind = kind
         self._format = fmt
         self._tail = bytearray()
-        streams = fmt in (BodyFormat.NDJSON, BodyFormat.SSE)
-        self._content = _CONTENT.get(route.path, b"") if streams else b""
-        self.bytes_seen = 0
-        self.chunks_seen = 0
-        self.records_seen = 0
+        self._separator = _SEPARATORS.get(fmt)
+        self._content = _CONTENT.get(route.path, b"") if self._separator else b""
+        self._bytes_seen = 0
+        self._records_seen = 0
+        self._ending: Ending | None = None
+        self._record: Mapping[str, Any] | None = None
+        self.unread: list[bytes] = []
+
+    @property
+    def bytes_seen(self) -> int:
+        """Bytes of the body so far."""
+        self.settle()
+        return self._bytes_seen
+
+    @property
+    def records_seen(self) -> int:
+        """Records so far that brought something of the answer; 0 where it does not stream."""
+        self.settle()
+        return self._records_seen
 
     def feed(self, chunk: bytes) -> None:
         """Count a chunk and remember its end. No parsing, and memory stays bounded."""
-        self.chunks_seen += 1
-        self.bytes_seen += len(chunk)
+        unread = self.unread
+        unread.append(chunk)
+        if len(unread) >= UNREAD_CHUNKS or len(chunk) > _UNREAD_BYTES:
+            self.settle()
+
+    def settle(self) -> None:
+        """Look at what is unread."""
+        unread = self.unread
+        if not unread:
+            return
+        new = unread[0] if len(unread) == 1 else b"".join(unread)
+        unread.clear()
+        self._ending = None
+        self._bytes_seen += len(new)
         tail = self._tail
         before = len(tail)
-        tail += chunk
+        tail += new
         if self._content:  # which may lie across two chunks
             start = max(before - len(self._content) + 1, 0)
-            self.records_seen += tail.count(self._content, start)
+            self._records_seen += tail.count(self._content, start)
+        if len(tail) > 2 * STREAM_TAIL_BYTES:
+            self._shorten(tail)
+
+    def _shorten(self, tail: bytearray) -> None:
+        """Forget what no last record can need."""
+        if self._separator:
+            # Where the last record begins, as far as can be told: it may have just ended.
+            begins = tail.rfind(self._separator, 0, len(tail) - len(self._separator))
+            if begins > STREAM_TAIL_BYTES:
+                del tail[: begins - STREAM_TAIL_BYTES]
         if len(tail) > 2 * TAIL_BYTES:
             del tail[:-TAIL_BYTES]
 
@@ -141,13 +191,19 @@ class BodyWatch:
 
     def ending(self) -> Ending:
         """How the body ended. To be asked once its HTTP framing said that it is complete."""
+        self.settle()
+        if self._ending is None:
+            self._ending = self._read_ending()
+        return self._ending
+
+    def _read_ending(self) -> Ending:
         if self._format is BodyFormat.OTHER:
             return Ending.COMPLETE
-        if not self.bytes_seen:
+        if not self._bytes_seen:
             return Ending.UNFINISHED
         if self._format is BodyFormat.SSE:
             return self._sse_ending()
-        record = self._last_record()
+        record = self._record = self._last_record()
         if record is not None and record.get("error"):
             return Ending.ERROR_RECORD
         return Ending.COMPLETE if self._is_last(record) else Ending.UNFINISHED
@@ -160,12 +216,14 @@ class BodyWatch:
         if self.ending() is not Ending.COMPLETE:
             return Observation()
         if self._route.dialect is Dialect.NATIVE:
-            return _native_observation(self._metrics(self._last_record()))
+            return _native_observation(self._metrics(self._record))
         usage = self._usage()
         output_tokens = _count(usage, "completion_tokens", "output_tokens")
         return Observation(
             prompt_tokens=_count(usage, "prompt_tokens", "input_tokens"),
-            output_tokens=output_tokens if output_tokens is not None else self.records_seen or None,
+            output_tokens=output_tokens
+            if output_tokens is not None
+            else self._records_seen or None,
         )
 
     def _is_last(self, record: Mapping[str, Any] | None) -> bool:
@@ -228,7 +286,7 @@ class BodyWatch:
     def _is_cut(self) -> bool:
         """Whether the last record is longer than what was kept of it."""
         kept = bytes(self._tail).rstrip(b"\r\n")
-        return self.bytes_seen > len(self._tail) and len(self._last_line()) == len(kept)
+        return self._bytes_seen > len(self._tail) and len(self._last_line()) == len(kept)
 
     def _metrics(self, record: Mapping[str, Any] | None) -> Mapping[str, Any]:
         """The counts and durations: from the record, or from the end of one that was cut."""

@@ -121,6 +121,10 @@ ROUTES: tuple[Route, ...] = (
 )
 
 _BY_METHOD_AND_PATH = {(route.method, route.path): route for route in ROUTES}
+_METHODS = {
+    path: [route.method for route in ROUTES if route.path == path]
+    for path in dict.fromkeys(route.path for route in ROUTES)
+}
 _PATHS = frozenset(route.path for route in ROUTES)
 # Templates end in their one parameter; the prefix decides.
 _TEMPLATES = tuple(
@@ -149,8 +153,7 @@ def find(method: str, path: str) -> Route:
 
 def allowed_methods(path: str) -> list[str]:
     """The methods of Ollama's `Allow` header for a raw path, in its order; empty when unknown."""
-    label = _label(path)
-    return [route.method for route in ROUTES if route.path == label]
+    return _METHODS.get(_label(path), [])
 
 
 def _label(path: str) -> str:

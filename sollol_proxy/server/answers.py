@@ -49,9 +49,15 @@ def add_headers(request: web.BaseRequest, headers: tuple[tuple[str, str], ...]) 
     request[_ADDED] = headers
 
 
+def added_headers(request: web.BaseRequest) -> tuple[tuple[str, str], ...]:
+    """What `add_headers` was told."""
+    added: tuple[tuple[str, str], ...] = request.get(_ADDED, ())
+    return added
+
+
 async def tidy_headers(request: web.Request, response: web.StreamResponse) -> None:
     """Signal `on_response_prepare`: what was added, less what aiohttp adds by itself."""
-    added = request.get(_ADDED, ())
+    added = added_headers(request)
     for name, _ in added:
         response.headers.popall(name, None)
     for name, value in added:

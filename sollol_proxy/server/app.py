@@ -33,7 +33,8 @@ from sollol_proxy.server.operations import Operations
 from sollol_proxy.server.probes import Probes
 from sollol_proxy.server.rescue import guard, rescue
 from sollol_proxy.server.services import SERVICES, Services
-from sollol_proxy.server.upstream import make_session
+from sollol_proxy.server.session_attempt import make_session
+from sollol_proxy.server.upstreams import Upstreams
 
 
 def build_app(
@@ -56,6 +57,7 @@ def build_app(
         specs = [host.spec() for host in config.hosts]
         scheduler = Scheduler(specs, policy, scheduler_rules(config), rng=rng, now=clock())
         session = make_session(config.limits.connect)
+        upstreams = Upstreams(session, specs, config.limits.connect, clock)
         dispatcher = Dispatcher(scheduler, clock, lambda host_id: probes.ask_now(host_id))
         probes = Probes(session, specs, config.probes, clock, dispatcher.report)
         metrics = Metrics()
@@ -66,7 +68,7 @@ def build_app(
             config=config,
             hosts={spec.id: spec for spec in specs},
             access=_access(config),
-            session=session,
+            upstreams=upstreams,
             dispatcher=dispatcher,
             probes=probes,
             journal=Journal(config.limits.records, metrics, clock, decision_log),
@@ -83,7 +85,7 @@ def build_app(
             if stopped is not None:
                 await stopped.stop()
         dispatcher.close()
-        await session.close()
+        await upstreams.close()
 
     app = web.Application(middlewares=[guard, rescue], client_max_size=0)
     app.cleanup_ctx.append(run_services)

@@ -17,13 +17,13 @@ from sollol_proxy.ollama import replies
 from sollol_proxy.ollama.records import BodyFormat, BodyWatch, Ending, body_format
 from sollol_proxy.ollama.routes import Route
 from sollol_proxy.server import headers, judge, relay
-from sollol_proxy.server.answers import mark_without_type
+from sollol_proxy.server.answers import added_headers
+from sollol_proxy.server.direct import NO_BODY, DirectResponse, Framing
 from sollol_proxy.server.dispatcher import Lease
 from sollol_proxy.server.exchange import Exchange
 from sollol_proxy.server.services import SERVICES, Services
-from sollol_proxy.server.upstream import Outbound, Upstream, open_attempt
-
-NO_BODY = frozenset({204, 304})
+from sollol_proxy.server.upstream import Outbound, Upstream
+from sollol_proxy.server.upstreams import open_attempt
 
 
 async def carry_out(
@@ -42,9 +42,7 @@ async def carry_out(
             exchange.decision, exchange.attempts = lease.decision, job.attempt
             host = services.hosts[lease.decision.host_id]
             try:
-                async with open_attempt(
-                    services.session, host, outbound, lease.recallable
-                ) as upstream:
+                async with open_attempt(services.upstreams, host, outbound, lease) as upstream:
                     verdict = await judge.judge(upstream, exchange.route, job)
                     again = _again(services, job, outbound, host.id, verdict)
                     if again is None:
@@ -113,8 +111,7 @@ async def _answer(
         lease.streams(lambda: watch.records_seen)
     response = _head(request, exchange, upstream)
     try:
-        await response.prepare(request)
-        if request.method != "HEAD" and upstream.status not in NO_BODY:
+        if response.framing is not Framing.NONE:
             await relay.copy(upstream, response, watch)
         exchange.bytes_out = watch.bytes_seen
         _conclude(exchange, lease, watch, verdict, services.clock() - started_s)
@@ -136,14 +133,20 @@ async def _answer(
     return response
 
 
-def _head(request: web.Request, exchange: Exchange, upstream: Upstream) -> web.StreamResponse:
-    response = web.StreamResponse(
-        status=upstream.status, reason=upstream.reason, headers=headers.for_client(upstream.headers)
+def _head(request: web.Request, exchange: Exchange, upstream: Upstream) -> DirectResponse:
+    added = (*exchange.routing_headers().items(), *added_headers(request))
+    fields = upstream.fields
+    if upstream.status in NO_BODY:  # RFC 9110, 8.6
+        fields = tuple(field for field in fields if field[0].lower() != b"content-length")
+    block, has_date = headers.client_block(fields, added)
+    return DirectResponse(
+        request,
+        upstream.status,
+        upstream.reason,
+        block,
+        length=upstream.length,
+        has_date=has_date,
     )
-    if not upstream.content_type:
-        mark_without_type(response)
-    response.headers.update(exchange.routing_headers())
-    return response
 
 
 def _conclude(
@@ -168,7 +171,8 @@ def _conclude(
         if exchange.facts.stream and seen.decode_s is None and seen.output_tokens:
             # The dialect tells no durations: the stream was timed as it passed.
             seen = replace(seen, decode_s=body_s, is_timed=True)
-        exchange.observation = replace(seen, first_byte_s=in_host_s, total_s=in_host_s + body_s)
+        total_s = in_host_s + body_s
+        exchange.observation = replace(seen, first_byte_s=in_host_s, total_s=total_s)
         exchange.outcome = Outcome.COMPLETED
         lease.done(AttemptResult.COMPLETED, exchange.observation)
         return
@@ -185,7 +189,7 @@ def _conclude(
 
 async def _end_honestly(
     request: web.Request,
-    response: web.StreamResponse,
+    response: DirectResponse,
     route: Route,
     watch: BodyWatch,
     fmt: BodyFormat,
@@ -194,7 +198,7 @@ async def _end_honestly(
     """End a stream whose host broke off so that no client takes it for complete."""
     record = replies.error_record(fmt, route.dialect, message)
     try:
-        if record is not None and watch.at_record_boundary:
+        if record is not None and response.can_append and watch.at_record_boundary:
             await response.write(record)
             await response.write_eof()
             return

@@ -23,6 +23,13 @@ async def keep(request: web.Request, limit_bytes: int) -> bytes:
         return b""
     if (request.content_length or 0) > limit_bytes:
         raise BodyTooLarge(limit_bytes)
+    content = request.content
+    if content.is_eof() and content.exception() is None:
+        # It came with its head, or soon after: nothing to wait for.
+        body = content.read_nowait()
+        if len(body) > limit_bytes:
+            raise BodyTooLarge(limit_bytes)
+        return body
     parts: list[bytes] = []
     size = 0
     async for chunk in pieces(request):

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import TracebackType
 from typing import Any
 
 from sollol_proxy.core.scheduler import Scheduler
@@ -29,6 +30,7 @@ from sollol_proxy.core.types import (
     Refuse,
 )
 from sollol_proxy.errors import (
+    BadRequest,
     ClientGone,
     Draining,
     Expired,
@@ -51,22 +53,37 @@ _REFUSALS: dict[Outcome, type[Refused]] = {
 class Lease:
     """A held slot: what was decided, and how the attempt went."""
 
-    def __init__(
-        self,
-        decision: Decision,
-        on_first_byte: Callable[[], None],
-        on_stream: Callable[[Callable[[], int]], None],
-        on_release: Callable[[Lease], None],
-    ) -> None:
+    __slots__ = (
+        "_dispatcher",
+        "_is_recalled",
+        "_is_released",
+        "_job_id",
+        "_take_back",
+        "decision",
+        "detail",
+        "observation",
+        "result",
+    )
+
+    def __init__(self, dispatcher: Dispatcher, job_id: str, decision: Decision) -> None:
         self.decision = decision
-        self._on_first_byte = on_first_byte
-        self._on_stream = on_stream
-        self._on_release = on_release
+        self._dispatcher = dispatcher
+        self._job_id = job_id
         self._is_released = False
-        self._scope: asyncio.Timeout | None = None
+        self._is_recalled = False
+        self._take_back: Callable[[], None] | None = None
         self.result: AttemptResult | None = None
         self.observation: Observation | None = None
         self.detail = ""
+
+    def on_recall(self, take_back: Callable[[], None] | None) -> None:
+        """Whom to call when the scheduler takes the attempt back; None = it is too late for that.
+
+        It may have done so before anybody could be called: then this calls at once.
+        """
+        self._take_back = take_back
+        if take_back is not None and self._is_recalled:
+            take_back()
 
     @asynccontextmanager
     async def recallable(self) -> AsyncIterator[None]:
@@ -75,25 +92,28 @@ class Lease:
         Raises:
             TimeoutError: it did.
         """
-        async with asyncio.timeout(None) as self._scope:
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(None) as scope:
+            self.on_recall(lambda: scope.reschedule(loop.time()))
             try:
                 yield
             finally:
-                self._scope = None
+                self.on_recall(None)
 
     def recall(self) -> None:
-        """End the recallable block, if the attempt is still in it."""
-        if self._scope is not None:
-            self._scope.reschedule(asyncio.get_running_loop().time())
-            self._scope = None
+        """Take the attempt back, if its answer has not begun."""
+        self._is_recalled = True
+        take_back, self._take_back = self._take_back, None
+        if take_back is not None:
+            take_back()
 
     def first_byte(self) -> None:
         """Tell the scheduler that a good answer has begun."""
-        self._on_first_byte()
+        self._dispatcher.first_byte(self._job_id)
 
     def streams(self, tokens: Callable[[], int]) -> None:
         """The answer comes bit by bit. tokens: how many there are by now; asked until the end."""
-        self._on_stream(tokens)
+        self._dispatcher.streams(self._job_id, tokens)
 
     def done(
         self, result: AttemptResult, observation: Observation | None = None, detail: str = ""
@@ -108,7 +128,34 @@ class Lease:
         """
         if not self._is_released:
             self._is_released = True
-            self._on_release(self)
+            self._dispatcher.finish(self._job_id, self)
+
+
+class _Block(AbstractAsyncContextManager[Lease]):
+    """Holds a lease; a plain class, because every request enters one."""
+
+    __slots__ = ("_dispatcher", "_job", "_lease")
+
+    def __init__(self, dispatcher: Dispatcher, job: Job) -> None:
+        self._dispatcher = dispatcher
+        self._job = job
+        self._lease: Lease | None = None
+
+    async def __aenter__(self) -> Lease:
+        self._lease = await self._dispatcher.begin(self._job)
+        return self._lease
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        lease = self._lease
+        assert lease is not None
+        if isinstance(exc, asyncio.CancelledError | ClientGone | BadRequest):
+            lease.result = lease.result or AttemptResult.CLIENT_GONE
+        lease.release()
 
 
 class Dispatcher:
@@ -133,33 +180,26 @@ class Dispatcher:
         self._leases: dict[str, Lease] = {}
         self._sampler = Sampler(self._progress, sample_every_s)
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at_s = 0.0
         self._idle = asyncio.Event()
         self._idle.set()
 
-    @asynccontextmanager
-    async def lease(self, job: Job) -> AsyncIterator[Lease]:
+    def lease(self, job: Job) -> AbstractAsyncContextManager[Lease]:
         """Wait for a host and hold its slot for the block.
 
-        Leaving by cancellation or `ClientGone` counts as the client's leaving, by any other
-        exception as the host's failure, unless `Lease.done` said otherwise.
+        Leaving by cancellation, `ClientGone` or `BadRequest` counts as the client's leaving, by
+        any other exception as the host's failure, unless `Lease.done` said otherwise.
 
-        Raises:
+        Entering raises:
             Refused: the scheduler gave the job no host.
         """
-        lease = Lease(
-            await self._wait(job),
-            lambda: self._first_byte(job.id),
-            lambda tokens: self._sampler.add(job.id, tokens),
-            lambda lease: self._finish(job.id, lease),
-        )
+        return _Block(self, job)
+
+    async def begin(self, job: Job) -> Lease:
+        """What `lease` does on entering."""
+        lease = Lease(self, job.id, await self._wait(job))
         self._leases[job.id] = lease
-        try:
-            yield lease
-        except (asyncio.CancelledError, ClientGone):
-            lease.result = lease.result or AttemptResult.CLIENT_GONE
-            raise
-        finally:
-            lease.release()
+        return lease
 
     def report(self, report: HostReport) -> None:
         """Pass a probe's result on."""
@@ -270,8 +310,13 @@ class Dispatcher:
             effects = self._scheduler.withdraw(job_id, self._clock())
         self._apply(effects)
 
-    def _first_byte(self, job_id: str) -> None:
+    def first_byte(self, job_id: str) -> None:
+        """A good answer to the job has begun; see `Lease.first_byte`."""
         self._apply(self._scheduler.first_byte(job_id, self._clock()))
+
+    def streams(self, job_id: str, tokens: Callable[[], int]) -> None:
+        """See `Lease.streams`."""
+        self._sampler.add(job_id, tokens)
 
     def _progress(self, tokens: Mapping[str, int]) -> None:
         now = self._clock()
@@ -280,7 +325,8 @@ class Dispatcher:
             effects += self._scheduler.progress(job_id, count, now)
         self._apply(effects)
 
-    def _finish(self, job_id: str, lease: Lease) -> None:
+    def finish(self, job_id: str, lease: Lease) -> None:
+        """The attempt is over; see `Lease.release`."""
         del self._leases[job_id]
         self._sampler.remove(job_id)
         effects = self._scheduler.finish(
@@ -324,12 +370,15 @@ class Dispatcher:
         return future
 
     def _set_timer(self) -> None:
+        at_s = self._scheduler.next_timer_s()
         if self._timer is not None:
+            if at_s == self._timer_at_s:
+                return
             self._timer.cancel()
             self._timer = None
-        at_s = self._scheduler.next_timer_s()
         if at_s is not None:
             delay_s = max(0.0, at_s - self._clock())
+            self._timer_at_s = at_s
             self._timer = asyncio.get_running_loop().call_later(delay_s, self._tick)
 
     def _tick(self) -> None:

@@ -93,7 +93,7 @@ class Exchange:
             attempts=self.attempts,
             queue_s=self.queue_s,
             rewrote=self.rewrote,
-        ) | headers.parts(self.hosts, self.failures, self.targets)
+        ) | (headers.parts(self.hosts, self.failures, self.targets) if self.targets else {})
 
     def close(self, now: float) -> RequestRecord:
         """The record of the request as it stands now: final when it is over."""

@@ -21,7 +21,8 @@ from sollol_proxy.server.dispatcher import Lease
 from sollol_proxy.server.exchange import Exchange
 from sollol_proxy.server.replies import NOT_FOUND, PartReply
 from sollol_proxy.server.services import Services
-from sollol_proxy.server.upstream import Outbound, Upstream, open_attempt
+from sollol_proxy.server.upstream import Outbound, Upstream
+from sollol_proxy.server.upstreams import open_attempt
 
 REPLY_BYTES = 2**20
 """Read of a host's whole reply; the longest that is known is a few hundred bytes."""
@@ -52,7 +53,7 @@ async def open_part(
     async with services.dispatcher.lease(job) as lease:
         host = services.hosts[lease.decision.host_id]
         try:
-            async with open_attempt(services.session, host, outbound, lease.recallable) as upstream:
+            async with open_attempt(services.upstreams, host, outbound, lease) as upstream:
                 yield lease, upstream
         except AttemptFailed as failure:
             unreachable = failure.phase is Phase.CONNECT

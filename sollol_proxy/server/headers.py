@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
 from multidict import CIMultiDict
 
@@ -27,9 +28,15 @@ _HOP_BY_HOP = frozenset(
 )
 """RFC 9110, 7.6.1, and the obsolete Proxy-Connection."""
 
+_HOP_BYTES = frozenset(name.encode() for name in _HOP_BY_HOP)
+_OURS = (b"x-sollol-", b"access-control-", b"vary", b"connection")
+"""How the names of what we add begin."""
+
 _NOT_FOR_HOSTS = frozenset({"host", "content-length", "expect", "origin"})
 """Set anew for each host (Host, Content-Length), settled by us (Expect), or refused by a host
 that does not know the origin (Origin; the proxy has checked it)."""
+
+_STAY = _HOP_BY_HOP | _NOT_FOR_HOSTS
 
 MAX_REASON = 300
 
@@ -37,13 +44,17 @@ MAX_REASON = 300
 def for_host(headers: Iterable[tuple[str, str]]) -> CIMultiDict[str]:
     """A client's headers as a host should see them: end-to-end ones, ours taken out."""
     headers = list(headers)
-    dropped = _HOP_BY_HOP | _NOT_FOR_HOSTS | _named_by_connection(headers)
-    kept: CIMultiDict[str] = CIMultiDict()
+    dropped: AbstractSet[str] = _STAY
     for name, value in headers:
-        lowered = name.lower()
-        if lowered not in dropped and not lowered.startswith("x-sollol-"):
-            kept.add(name, value)
-    return kept
+        if name.lower() == "connection":
+            dropped = dropped | _named_by_connection([(name, value)])
+    return CIMultiDict(
+        [
+            (name, value)
+            for name, value in headers
+            if (lowered := name.lower()) not in dropped and not lowered.startswith("x-sollol-")
+        ]
+    )
 
 
 def for_client(headers: Iterable[tuple[str, str]]) -> CIMultiDict[str]:
@@ -51,6 +62,34 @@ def for_client(headers: Iterable[tuple[str, str]]) -> CIMultiDict[str]:
     headers = list(headers)
     dropped = _HOP_BY_HOP | _named_by_connection(headers)
     return CIMultiDict((name, value) for name, value in headers if name.lower() not in dropped)
+
+
+def client_block(
+    fields: Iterable[tuple[bytes, bytes]], added: Mapping[str, str] | Sequence[tuple[str, str]]
+) -> tuple[bytes, bool]:
+    """Header lines for the client, each with its line end, and whether there is a Date.
+
+    A host's end-to-end fields as they came, then ours, which take the place of those of the host
+    that have the same name.
+    """
+    pairs = added.items() if isinstance(added, Mapping) else added
+    ours = "".join([f"{name}: {value}\r\n" for name, value in pairs]).encode("latin-1")
+    dropped: AbstractSet[bytes] = _HOP_BYTES
+    lowered = [(name.lower(), name, value) for name, value in fields]
+    for name, _, value in lowered:
+        if name == b"connection":
+            named = _named_by_connection([("connection", value.decode("latin-1"))])
+            dropped = dropped | {each.encode("latin-1") for each in named}
+        elif name.startswith(_OURS):
+            dropped = dropped | {each.lower().encode("latin-1") for each, _ in pairs}
+    has_date = False
+    lines: list[bytes] = []
+    for name, written, value in lowered:
+        if name not in dropped:
+            lines += (written, b": ", value, b"\r\n")
+            has_date = has_date or name == b"date"
+    lines.append(ours)
+    return b"".join(lines), has_date
 
 
 def routing(
@@ -101,7 +140,8 @@ def parts(
 
 def printable(text: str) -> str:
     """Text that may stand in a header: printable ASCII, bounded."""
-    safe = "".join(char if " " <= char <= "~" else "?" for char in text)
+    is_safe = text.isascii() and text.isprintable()
+    safe = text if is_safe else "".join(char if " " <= char <= "~" else "?" for char in text)
     return safe if len(safe) <= MAX_REASON else safe[: MAX_REASON - 3] + "..."
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import signal
 import socket
 import sys
@@ -20,9 +21,9 @@ from sollol_proxy import __version__, logs
 from sollol_proxy.config.schema import Config, split_listen
 from sollol_proxy.errors import ConfigError, ConfigProblem
 from sollol_proxy.server.app import build_app
+from sollol_proxy.server.connection import MAX_HEADER_BYTES
 from sollol_proxy.server.protocol import MAX_HEADERS, Runner
 from sollol_proxy.server.services import SERVICES
-from sollol_proxy.server.upstream import MAX_HEADER_BYTES
 
 try:
     import uvloop
@@ -75,6 +76,9 @@ async def serve(config: Config, *, ready: Callable[[str], None] | None = None) -
                 policy=config.policy,
                 hosts=[host.id for host in config.hosts],
             )
+            # What is there by now stays for good: no collection needs to look at it again.
+            gc.collect()
+            gc.freeze()
             if ready is not None:
                 ready(url)
             await stopped.wait()

@@ -3,13 +3,15 @@
 aiohttp offers no public door to its connection handler. What is leaned on here, and what
 `tests/server/test_http_corners.py` notices when it changes: `AppRunner._make_server`,
 `Server._kwargs`, and of `RequestHandler` the methods `handle_error` and `finish_response` and
-the attributes `_messages`, `_request_count` and `_current_request`.
+the attributes `_messages`, `_request_count` and `_current_request`. Besides, that a lost connection
+comes by `force_close`, which `tests/server/test_valve.py` notices.
 """
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
+from typing import Protocol as Interface
 
 from aiohttp import StreamReader, web
 from aiohttp.abc import AbstractStreamWriter
@@ -17,7 +19,7 @@ from aiohttp.http import HttpProcessingError, HttpVersion11, RawRequestMessage
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.streams import EMPTY_PAYLOAD
 
-from sollol_proxy.server.upstream import MAX_HEADER_BYTES
+from sollol_proxy.server.connection import MAX_HEADER_BYTES
 
 MAX_HEADERS = 2**14
 """Lines of a head. Go knows no such limit, and aiohttp no other one on the head as a whole."""
@@ -48,20 +50,52 @@ class _Server(web.Server):
         return Protocol(self, loop=asyncio.get_running_loop(), **self._kwargs)
 
 
+class Valve(Interface):
+    """Whoever writes to a client without waiting, and has to know when it is slow."""
+
+    def pause(self) -> None:
+        """The client's buffer is full."""
+
+    def resume(self) -> None:
+        """There is room again."""
+
+    def close(self) -> None:
+        """The client's connection is closed: nothing may be written any more."""
+
+
 class Protocol(web.RequestHandler):
-    """One connection of a client.
+    """One connection of a client. valve: of the answer that is written right now.
 
     Refuses in Go's words what aiohttp's parser does not take, without a traceback in the log;
     bounds a head as a whole; tells a handler that waits for a body when that body breaks; and
     closes where closing is the only end that an answer has.
     """
 
-    __slots__ = ("_body", "_head_bytes")
+    __slots__ = ("_body", "_head_bytes", "valve")
 
     def __init__(self, manager: web.Server, **options: Any) -> None:
         super().__init__(manager, **options)
         self._body: StreamReader = EMPTY_PAYLOAD
         self._head_bytes = 0
+        self.valve: Valve | None = None
+
+    def pause_writing(self) -> None:
+        """The client's buffer is full."""
+        super().pause_writing()
+        if self.valve is not None:
+            self.valve.pause()
+
+    def resume_writing(self) -> None:
+        """There is room again."""
+        super().resume_writing()
+        if self.valve is not None:
+            self.valve.resume()
+
+    def force_close(self) -> None:
+        """Close the connection; called when it is lost, too."""
+        super().force_close()
+        if self.valve is not None:
+            self.valve.close()
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client."""

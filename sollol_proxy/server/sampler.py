@@ -8,11 +8,16 @@ from collections.abc import Callable, Mapping
 SAMPLE_EVERY_S = 0.25
 """Plans look ahead by seconds; what is known to a quarter of one is known well enough."""
 
+STREAMS_PER_ROUND = 125
+"""With more streams than this the rounds become rarer, and a stream's share of a pool's speed is
+known well enough even so. Measured: at 1,000 streams with 4 records a second each, looking four
+times a second cost a third of what relaying the records does."""
+
 
 class Sampler:
     """Counters by id.
 
-    tell: called with what all of them say, at intervals of `every_s`.
+    tell: called with what all of them say, at intervals of `every_s`; see `STREAMS_PER_ROUND`.
     """
 
     def __init__(self, tell: Callable[[Mapping[str, int]], None], every_s: float) -> None:
@@ -45,7 +50,8 @@ class Sampler:
 
     def _set_timer(self) -> None:
         if self._timer is None and self._counters:
-            self._timer = asyncio.get_running_loop().call_later(self._every_s, self._ring)
+            every_s = self._every_s * max(1.0, len(self._counters) / STREAMS_PER_ROUND)
+            self._timer = asyncio.get_running_loop().call_later(every_s, self._ring)
 
     def _ring(self) -> None:
         self._timer = None

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import aiohttp
 from aiohttp import web
 
 from sollol_proxy.config.schema import Config
@@ -17,6 +16,7 @@ from sollol_proxy.server.journal import Journal
 from sollol_proxy.server.memory_file import Keeper
 from sollol_proxy.server.operations import Operations
 from sollol_proxy.server.probes import Probes
+from sollol_proxy.server.upstreams import Upstreams
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Services:
     config: Config
     hosts: dict[str, HostSpec]
     access: Access
-    session: aiohttp.ClientSession
+    upstreams: Upstreams
     dispatcher: Dispatcher
     probes: Probes
     journal: Journal

@@ -1,40 +1,27 @@
-"""One attempt at one host, up to the first byte of its body. aiohttp's errors become ours here.
-
-Kept narrow on purpose: `forward` knows only `open_attempt` and `Upstream`, so that what lies
-under them can be exchanged for something faster.
-"""
+"""What goes to a host and what comes back, whichever way they go."""
 
 from __future__ import annotations
 
-import asyncio
-import io
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any
 
 import aiohttp
 from multidict import CIMultiDict
-from yarl import URL
 
-from sollol_proxy.core.types import HostSpec
-from sollol_proxy.errors import AttemptFailed, Phase, UpstreamBroke
-
-READ_BUFFER_BYTES = 2**16
-LARGE_BODY_BYTES = 2**16
-MAX_HEADER_BYTES = 2**20
-"""Go's own limit on a header block, so what a host may send passes."""
-
-_BROKEN = (aiohttp.ClientError, ConnectionError, asyncio.IncompleteReadError, EOFError)
+TAKEN_BACK = "taken back: the host fell silent"
+NO_CONNECTION = "no connection in time"
+WITH_LENGTH = frozenset({"POST", "PUT", "PATCH"})
+"""Methods that say so where they have no body."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outbound:
     """A request on its way to some host. target: raw path and query, as the client spelled it.
 
-    body: bytes when it may have to be sent again, an iterator when it is streamed.
+    body: bytes when it may have to be sent again, an iterator when it is streamed; then in chunks
+    unless the headers have a Content-Length.
     """
 
     method: str
@@ -44,19 +31,36 @@ class Outbound:
 
 
 class Upstream:
-    """An answer in progress: its head, its first bytes, and the rest on demand."""
+    """An answer in progress: its head, its first bytes, and the rest on demand.
 
-    def __init__(self, host_id: str, response: aiohttp.ClientResponse, first: bytes) -> None:
+    fields: names and values of the head as they came. length: of the body; None = not announced.
+    """
+
+    __slots__ = ("_host_id", "content_type", "fields", "first", "length", "reason", "status")
+
+    def __init__(
+        self,
+        host_id: str,
+        status: int,
+        reason: bytes,
+        fields: tuple[tuple[bytes, bytes], ...],
+        first: bytes,
+        *,
+        length: int | None,
+        content_type: str,
+    ) -> None:
         self._host_id = host_id
-        self._response = response
-        self.status = response.status
-        self.reason = response.reason or ""
-        self.headers = [
-            (name.decode("latin-1"), value.decode("latin-1"))
-            for name, value in response.raw_headers
-        ]
-        self.content_type = response.headers.get("Content-Type", "")
+        self.status = status
+        self.reason = reason
+        self.fields = fields
         self.first = first
+        self.length = length
+        self.content_type = content_type
+
+    @property
+    def headers(self) -> list[tuple[str, str]]:
+        """The head's fields as text."""
+        return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in self.fields]
 
     async def next_chunk(self) -> bytes:
         """The next bytes as they come; empty at a proper end.
@@ -64,10 +68,7 @@ class Upstream:
         Raises:
             UpstreamBroke: the connection ended before the body did.
         """
-        try:
-            return await self._response.content.readany()
-        except _BROKEN as error:
-            raise UpstreamBroke(self._host_id, describe_error(error)) from error
+        raise NotImplementedError
 
     async def read_small(self, limit_bytes: int) -> bytes:
         """The beginning of the body, `first` included, at most about `limit_bytes`.
@@ -86,110 +87,17 @@ class Upstream:
         return self.first
 
 
-def make_session(connect_timeout_s: float) -> aiohttp.ClientSession:
-    """A client session fit for streams: no limits, no total timeout, nothing added or decoded."""
-    connector = aiohttp.TCPConnector(
-        limit=0, limit_per_host=0, keepalive_timeout=60.0, socket_factory=_socket_that_notices
-    )
-    return aiohttp.ClientSession(
-        connector=connector,
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s),
-        auto_decompress=False,
-        cookie_jar=aiohttp.DummyCookieJar(),
-        skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
-        read_bufsize=READ_BUFFER_BYTES,
-        max_line_size=MAX_HEADER_BYTES,
-        max_field_size=MAX_HEADER_BYTES,
-    )
-
-
-@asynccontextmanager
-async def open_attempt(
-    session: aiohttp.ClientSession,
-    host: HostSpec,
-    outbound: Outbound,
-    recallable: Callable[[], AbstractAsyncContextManager[None]],
-) -> AsyncIterator[Upstream]:
-    """Send the request to a host and wait for its head and first byte.
-
-    recallable: a block around that wait, which may end it with a TimeoutError.
-
-    Leaving the block before the body has ended closes the connection, which is how Ollama learns
-    that nobody listens any more.
-
-    Raises:
-        AttemptFailed: the connection failed, ended before the first body byte, or was recalled.
-    """
-    phase = Phase.CONNECT
-    response: aiohttp.ClientResponse | None = None
-    try:
-        try:
-            async with recallable():
-                response = await session.request(
-                    outbound.method,
-                    URL(host.url + outbound.target, encoded=True),
-                    headers=_with_length(outbound),
-                    data=_payload(outbound.body),
-                    allow_redirects=False,
-                )
-                phase = Phase.BODY
-                first = b"" if outbound.method == "HEAD" else await response.content.readany()
-        except aiohttp.ClientConnectorError as error:
-            raise AttemptFailed(host.id, Phase.CONNECT, describe_error(error)) from error
-        except aiohttp.ConnectionTimeoutError as error:
-            raise AttemptFailed(host.id, Phase.SILENT, "no connection in time") from error
-        except _BROKEN as error:
-            phase = Phase.BODY if phase is Phase.BODY else Phase.HEAD
-            raise AttemptFailed(host.id, phase, describe_error(error)) from error
-        except TimeoutError as error:
-            phase = Phase.BODY if phase is Phase.BODY else Phase.HEAD
-            raise AttemptFailed(host.id, phase, "taken back: the host fell silent") from error
-        yield Upstream(host.id, response, first)
-    finally:
-        if response is not None:
-            response.close()
-
-
-def _socket_that_notices(info: aiohttp.AddrInfoType) -> socket.socket:
-    """A socket whose kernel asks a silent peer whether it is still there.
-
-    A host that loses its power says nothing, and no timeout of ours may tell that from a long
-    prefill; the peer's kernel can. After about a minute without an echo the connection breaks.
-    """
-    made = socket.socket(*info[:3])
-    made.setblocking(False)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, seconds in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
-        if hasattr(socket, name):  # the names differ by system
-            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), seconds)
-    return made
-
-
-def _with_length(outbound: Outbound) -> Mapping[str, str]:
-    headers = outbound.headers
-    if outbound.body is None and outbound.method in ("POST", "PUT", "PATCH"):
-        headers = headers.copy()
-        headers["Content-Length"] = "0"
-    return headers
-
-
-def _payload(body: bytes | AsyncIterator[bytes] | None) -> Any:
-    """The body as aiohttp sends it without holding the event loop: large ones in pieces."""
-    if isinstance(body, bytes) and len(body) > LARGE_BODY_BYTES:
-        return io.BytesIO(body)
-    return body
-
-
 def describe_error(error: BaseException) -> str:
     """A short reason for logs and the page, in words and without addresses."""
     if isinstance(error, aiohttp.ClientConnectorError):
-        number = error.os_error.errno
-        # A failed name look-up has a number of its own kind, and its own words.
-        if number and not isinstance(error.os_error, socket.gaierror):
-            return os.strerror(number)
-        return error.os_error.strerror or str(error)
+        return describe_error(error.os_error)
     if isinstance(error, aiohttp.ClientPayloadError):
         return "the connection ended before the body did"
     if isinstance(error, aiohttp.ServerDisconnectedError):
         return "the connection ended without an answer"
+    if isinstance(error, OSError) and not isinstance(error, aiohttp.ClientError):
+        # A failed name look-up has a number of its own kind, and its own words.
+        if error.errno and not isinstance(error, socket.gaierror):
+            return os.strerror(error.errno)
+        return error.strerror or str(error) or type(error).__name__
     return str(error) or type(error).__name__

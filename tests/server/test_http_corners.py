@@ -16,8 +16,8 @@ import pytest
 from sollol_proxy.core.types import JobKind, Outcome
 from sollol_proxy.lab.simhost import SimSpec
 from sollol_proxy.ollama.routes import ROUTES, allowed_methods
+from sollol_proxy.server.connection import MAX_HEADER_BYTES
 from sollol_proxy.server.protocol import MAX_HEADERS
-from sollol_proxy.server.upstream import MAX_HEADER_BYTES
 from tests.server.pool import pool, sim
 from tests.support import RunningProxy, make_config, running_proxy
 from tests.wire.recordings import http_exchanges
