@@ -16,7 +16,7 @@ from sollol_proxy.core.eviction import evicted
 from sollol_proxy.core.health import Health, HealthRules
 from sollol_proxy.core.lessons import learn_attempt, learn_residents
 from sollol_proxy.core.memory import HostMemory, Memory
-from sollol_proxy.core.running import Running
+from sollol_proxy.core.running import Beside, Running
 from sollol_proxy.core.snapshots import HostSnapshot
 from sollol_proxy.core.types import (
     AttemptResult,
@@ -86,6 +86,7 @@ class HostEntry:
         self._aliases: dict[str, tuple[str, ...]] = {}
         self._reported: Mapping[str, ResidentModel] = {}
         self._loads_begun: set[str] = set()
+        self._beside = Beside()
 
     # What policies see
 
@@ -216,7 +217,8 @@ class HostEntry:
         running = self._jobs[job.id] = Running(job, now)
         if not job.kind.takes_slot:
             return
-        self._weigh(now)
+        self._beside.passes(now, self._by_model)
+        running.areas = self._beside.areas(job.model)
         self.health.begin_trial(job.id)
         running.matched_tokens = self.memory.affinity.matched_tokens(self.spec.id, job)
         running.was_cold = self.needs_load(job)
@@ -271,7 +273,8 @@ class HostEntry:
         running = self._jobs[job_id]
         job = running.job
         if job.kind.takes_slot:
-            self._weigh(now)
+            self._beside.passes(now, self._by_model)
+            running.sharing = self._beside.sharing(running)
             self._release(job, result)
         del self._jobs[job_id]
         self.health.end_trial(job_id)
@@ -343,6 +346,7 @@ class HostEntry:
             self._by_model[job.model] = left
         else:
             del self._by_model[job.model]
+            self._beside.stops(job.model)
         if self._loading.get(job.model) == job.id:
             del self._loading[job.model]
             if result is not AttemptResult.COMPLETED and not left:
@@ -371,12 +375,6 @@ class HostEntry:
             model: self.resident.get(model, ResidentModel(model)) for model in self._by_model
         }
         self.resident = {**running, **reported}
-
-    def _weigh(self, now: float) -> None:
-        runners = len(self._by_model)
-        for each in self._jobs.values():
-            if each.job.kind.takes_slot:
-                each.weigh(self._by_model.get(each.job.model, 1), max(runners, 1), now)
 
 
 def _aliases(installed: Mapping[str, InstalledModel]) -> dict[str, tuple[str, ...]]:

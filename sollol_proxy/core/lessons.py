@@ -110,7 +110,7 @@ def _learn_completed(host: Taught, running: Running, told: Observation) -> None:
         seen,
         size_bytes=size_bytes,
         new_tokens=_new_tokens(host, running, seen),
-        sharing=running.sharing(),
+        sharing=running.sharing,
     )
     after = speeds.prefill_of(job.model) is None, speeds.decode_of(job.model) is None
     memory.paces_changed(host.spec.id, job.model, is_first=before != after)

@@ -98,10 +98,11 @@ class Memory:
     """Everything learnt. Only the scheduler and its hosts write to it; policies read.
 
     epoch: another number whenever guesses may have changed that rest on other hosts.
+    life: another number after everything was forgotten or restored.
     """
 
     def __init__(self) -> None:
-        self.epoch = 0
+        self.epoch = self.life = 0
         self.lengths = Lengths()
         self.demand = Demand()
         self.affinity = Affinity()
@@ -223,10 +224,10 @@ class Memory:
     # Inside
 
     def _take_over(self, made: Memory) -> None:
-        epoch = self.epoch + 1
+        epoch, life = self.epoch + 1, self.life + 1
         for name, value in vars(made).items():
             setattr(self, name, value)
-        self.epoch = epoch
+        self.epoch, self.life = epoch, life
 
     def _pace(self, host_id: str, model: str, size_bytes: int) -> Pace:
         host = self.of(host_id)

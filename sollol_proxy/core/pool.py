@@ -67,6 +67,16 @@ class Pool:
             self._routable = [host for host in self if host.state.is_routable]
         return self._routable
 
+    def out(self) -> Sequence[HostEntry]:
+        """The others: new, ejected, draining. Mostly there are none."""
+        if len(self.routable()) == len(self):
+            return ()
+        return [host for host in self if not host.state.is_routable]
+
+    def probes_due(self) -> list[float]:
+        """When hosts that are out want to be asked again; only those do."""
+        return [host.health.probe_at_s for host in self.out() if host.health.probe_at_s is not None]
+
     def eligible(self, job: Job) -> list[HostEntry]:
         """Those that may take the job, now or when a slot is free."""
         return [host for host in self if host.is_eligible(job)]

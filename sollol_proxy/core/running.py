@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sollol_proxy.core.speeds import Sharing
+from sollol_proxy.core.speeds import ALONE, Sharing
 from sollol_proxy.core.types import Job
 
 
@@ -19,6 +20,8 @@ class Running:
         told. None = not yet.
     usual: seconds of its load and of its prompt on this host alone, as expected at first.
     expected: when its end was last worked out, and when it is; both instants.
+    areas: those of its model and host when it began, see `Beside`. sharing: what ran beside it;
+        said at its end.
     """
 
     job: Job
@@ -31,9 +34,8 @@ class Running:
     told_s: float | None = None
     usual: tuple[float, float] | None = None
     expected: tuple[float, float] | None = None
-    _weighed_s: float | None = None
-    _stream_seconds: float = 0.0
-    _runner_seconds: float = 0.0
+    areas: tuple[float, float] = (0.0, 0.0)
+    sharing: Sharing = ALONE
 
     def progress(self, tokens: int, now: float) -> None:
         """So many output tokens exist; what is told late or again changes nothing."""
@@ -50,22 +52,53 @@ class Running:
             return None
         return self.tokens / elapsed_s
 
-    def weigh(self, streams: int, runners: int, now: float) -> None:
-        """Until now, from the last call on, so many ran beside it, itself included."""
-        passed_s = now - (self.begun_s if self._weighed_s is None else self._weighed_s)
-        if passed_s > 0:
-            self._stream_seconds += passed_s * streams
-            self._runner_seconds += passed_s * runners
-            self._weighed_s = now
 
-    def sharing(self) -> Sharing:
-        """What ran beside it on average."""
-        passed_s = 0.0 if self._weighed_s is None else self._weighed_s - self.begun_s
-        if passed_s <= 0:
-            return Sharing()
+_MIN_SHARED_S = 1e-6
+"""Less time tells nothing: areas of a long history are not more exact."""
+
+
+class Beside:
+    """What has run on a host so far, as areas under the counts over time.
+
+    What ran beside one job is the difference between the areas at its end and at its beginning, so
+    neither costs more the more there are. Instants never go back.
+    """
+
+    __slots__ = ("_at_s", "_runner_seconds", "_stream_seconds")
+
+    def __init__(self) -> None:
+        self._at_s = 0.0
+        self._stream_seconds: dict[str, float] = {}
+        self._runner_seconds = 0.0
+
+    def passes(self, now: float, streams: Mapping[str, int]) -> None:
+        """Until now, from the last call on, so many jobs of each model have run; none with 0."""
+        passed_s = now - self._at_s
+        if passed_s > 0:
+            self._at_s = now
+            self._runner_seconds += passed_s * len(streams)
+            for model, count in streams.items():
+                before = self._stream_seconds.get(model, 0.0)
+                self._stream_seconds[model] = before + passed_s * count
+
+    def areas(self, model: str) -> tuple[float, float]:
+        """Job seconds of a model and runner seconds until the last call of `passes`."""
+        return self._stream_seconds.get(model, 0.0), self._runner_seconds
+
+    def sharing(self, running: Running) -> Sharing:
+        """What ran beside a job on average until now, itself included."""
+        passed_s = self._at_s - running.begun_s
+        if passed_s < _MIN_SHARED_S:
+            return ALONE
+        streams, runners = self.areas(running.job.model)
         return Sharing(
-            max(self._stream_seconds / passed_s, 1.0), max(self._runner_seconds / passed_s, 1.0)
+            max((streams - running.areas[0]) / passed_s, 1.0),
+            max((runners - running.areas[1]) / passed_s, 1.0),
         )
+
+    def stops(self, model: str) -> None:
+        """Nothing of the model runs any more: its area is nobody's."""
+        self._stream_seconds.pop(model, None)
 
 
 OWN_RATE_TOKENS = 8

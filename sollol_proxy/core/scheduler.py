@@ -290,15 +290,13 @@ class Scheduler:
             bound_s = self._planned.holds.next_bound_s()
             if bound_s is not None:
                 instants.append(bound_s)
-        instants.extend(
-            host.health.probe_at_s for host in self._pool if host.health.probe_at_s is not None
-        )
+        instants.extend(self._pool.probes_due())
         return min(instants, default=None)
 
     def tick(self, now: float) -> list[Effect]:
         """Time has passed: refuse whoever waited too long, end holds, ask about ejected hosts."""
         effects: list[Effect] = []
-        for host in self._pool:
+        for host in self._pool.out():
             if host.health.probe_at_s is not None and host.health.probe_at_s <= now:
                 host.health.probe_at_s = None
                 effects.append(ProbeNow(host.spec.id))

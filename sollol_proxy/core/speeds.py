@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import log
-from typing import Any
+from typing import Any, TypeGuard
 
 from sollol_proxy.core.estimate import (
     LOAD_THRESHOLD_S,
@@ -23,6 +23,9 @@ from sollol_proxy.core.types import JobKind, Observation
 MIN_PREFILL_TOKENS = 16
 MIN_DECODE_TOKENS = 8
 """Fewer tokens than these measure latency, not speed."""
+
+MIN_SECONDS = 1e-9
+"""Ollama counts in nanoseconds; less is no measurement."""
 
 TIMED_WEIGHT = 0.5
 """What a sample counts whose tokens or seconds the proxy counted itself."""
@@ -59,6 +62,10 @@ class Sharing:
 ALONE = Sharing()
 
 
+def _is_measured(seconds: float | None) -> TypeGuard[float]:
+    return seconds is not None and seconds >= MIN_SECONDS
+
+
 @dataclass(slots=True)
 class Speeds:
     """One host's speeds by canonical model name, as of a job alone on the host."""
@@ -90,11 +97,11 @@ class Speeds:
         slowed = sharing.runners * self.share(sharing.streams)
         tokens, seconds = observation.prompt_tokens, observation.prefill_s
         read = tokens if new_tokens is None else new_tokens
-        if read is not None and seconds and read >= MIN_PREFILL_TOKENS:
+        if read is not None and _is_measured(seconds) and read >= MIN_PREFILL_TOKENS:
             rate = self._prefill.setdefault(model, Rate())
             rate.add_unless_cache_hit(read / seconds * slowed, weight)
         tokens, seconds = observation.output_tokens, observation.decode_s
-        if tokens is not None and seconds and tokens >= MIN_DECODE_TOKENS:
+        if tokens is not None and _is_measured(seconds) and tokens >= MIN_DECODE_TOKENS:
             self._learn_decode(model, tokens / seconds, sharing, weight)
 
     def learn_load(self, model: str, load_s: float, size_bytes: int) -> None:

@@ -1,14 +1,15 @@
-"""`sollol-proxy bench`: measurements over real sockets."""
+"""`sollol-proxy bench`: measurements."""
 
 from __future__ import annotations
 
 import argparse
 
-from sollol_proxy.lab import bench_overhead, bench_policies
+from sollol_proxy.lab import bench_decisions, bench_overhead, bench_policies
 
 _KINDS = {
     "policies": (bench_policies, "compare policies, and other proxies, over simulated hosts"),
     "overhead": (bench_overhead, "what passing requests on costs: time, CPU, memory"),
+    "decisions": (bench_decisions, "what a decision of the scheduler costs"),
 }
 
 

@@ -108,8 +108,8 @@ class Watched(CompletionTime):
         row = LaneBook(self.memory).rates(asked).row(host)
         assert row is not None, "held beside a host that may not take the job"
         price = price_on(seen, asked, row, 0.0, self.memory)
-        # Which of several models in use has to go is not asked again for a while.
-        may_wait_s = row.load_s and len(host.in_flight_by_model) > 1 and max(seen.ends_s)
+        # What a load has to wait for is remembered for a while, whatever other hosts teach.
+        may_wait_s = max(seen.ends_s, default=0.0) if row.load_s else 0.0
         return max(price.wait_s, may_wait_s) + price.own_s
 
 

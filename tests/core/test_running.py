@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sollol_proxy.core.running import OWN_RATE_S, OWN_RATE_TOKENS, Running
+from sollol_proxy.core.running import OWN_RATE_S, OWN_RATE_TOKENS, Beside, Running
 from sollol_proxy.core.speeds import Sharing
-from tests.core.builders import job
+from tests.core.builders import MODEL, job
 
 instants = st.floats(0.0, 1e4)
 told = st.lists(st.tuples(st.integers(0, 1000), instants), max_size=20)
@@ -84,33 +84,41 @@ def test_own_speed_is_unknown_before_the_answer_begins() -> None:
     assert running.tokens_per_s is None
 
 
+def ran_beside(begun_s: float, parts: list[tuple[int, int, float]]) -> tuple[Beside, Running]:
+    """A job that ran, in each part, as one of so many of its model beside other models."""
+    host = Beside()
+    host.passes(begun_s, {"other:1": 3, MODEL: 2})
+    running = Running(job("j"), begun_s, areas=host.areas(MODEL))
+    now = begun_s
+    for streams, runners, seconds in parts:
+        now += seconds
+        host.passes(now, {MODEL: streams, **{f"other:{n}": 1 for n in range(runners - 1)}})
+    return host, running
+
+
 @few
 @given(begun_s=instants, parts=beside)
 def test_sharing_lies_between_the_least_and_the_most_that_ran_beside(
     begun_s: float, parts: list[tuple[int, int, float]]
 ) -> None:
-    running, now = Running(job("j"), begun_s), begun_s
-    for streams, runners, seconds in parts:
-        now += seconds
-        running.weigh(streams, runners, now)
-    sharing = running.sharing()
+    host, running = ran_beside(begun_s, parts)
+    sharing = host.sharing(running)
     weighed = [part for part in parts if part[2] > 0] or [(1, 1, 0.0)]
     for mean, index in ((sharing.streams, 0), (sharing.runners, 1)):
-        ran = [part[index] for part in weighed] + [1] * (now == begun_s)
-        assert min(ran) * (1 - 1e-6) <= mean <= max(ran) * (1 + 1e-6)
+        ran = [1, *(part[index] for part in weighed)]
+        assert min(ran) <= mean <= max(ran) * (1 + 1e-4)
 
 
 @few
 @given(parts=beside)
 def test_sharing_is_the_mean_over_time(parts: list[tuple[int, int, float]]) -> None:
-    begun_s = 1.0
-    running, now, area = Running(job("j"), begun_s), begun_s, 0.0
-    for streams, runners, seconds in parts:
-        running.weigh(streams, runners, now + seconds)
-        area += streams * (now + seconds - now)
-        now += seconds
-    expected = area / (now - begun_s) if now > begun_s else 1.0
-    assert running.sharing().streams == pytest.approx(expected, rel=1e-6)
+    host, running = ran_beside(1.0, parts)
+    passed_s = sum(seconds for _, _, seconds in parts)
+    if passed_s > 1e-3:
+        sharing = host.sharing(running)
+        for mean, index in ((sharing.streams, 0), (sharing.runners, 1)):
+            area = sum(part[index] * part[2] for part in parts)
+            assert mean == pytest.approx(area / passed_s, rel=1e-4)
 
 
 @few
@@ -118,15 +126,26 @@ def test_sharing_is_the_mean_over_time(parts: list[tuple[int, int, float]]) -> N
 def test_sharing_is_not_changed_by_what_is_told_late_or_at_the_same_instant(
     parts: list[tuple[int, int, float]], late_s: float
 ) -> None:
-    running, now = Running(job("j"), 1.0), 1.0
-    for streams, runners, seconds in parts:
+    host, running = ran_beside(1.0, parts)
+    now = 1.0
+    for _, _, seconds in parts:
         now += seconds
-        running.weigh(streams, runners, now)
-    before = running.sharing()
-    running.weigh(100, 100, now)
-    running.weigh(100, 100, now * late_s)
-    assert running.sharing() == before
+    before = host.sharing(running)
+    host.passes(now, {MODEL: 100})
+    host.passes(now * late_s, {MODEL: 100})
+    assert host.sharing(running) == before
 
 
-def test_job_was_alone_as_long_as_nothing_was_weighed() -> None:
-    assert Running(job("j"), 5.0).sharing() == Sharing(1.0, 1.0)
+def test_areas_of_a_model_that_nobody_runs_are_forgotten() -> None:
+    host = Beside()
+    host.passes(1.0, {MODEL: 2})
+    host.passes(2.0, {MODEL: 2})
+    assert host.areas(MODEL) == (4.0, 2.0)
+    host.stops(MODEL)
+    assert host.areas(MODEL) == (0.0, 2.0)
+
+
+def test_job_was_alone_as_long_as_no_time_has_passed() -> None:
+    host = Beside()
+    assert host.sharing(Running(job("j"), 5.0)) == Sharing(1.0, 1.0)
+    assert Running(job("j"), 5.0).sharing == Sharing(1.0, 1.0)

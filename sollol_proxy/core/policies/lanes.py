@@ -244,11 +244,16 @@ class LaneBook:
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
+        self._life = memory.life
         self._lanes: dict[tuple[object, ...], LaneRates] = {}
         self.survey = Survey(memory)
 
     def rates(self, job: Job, key: tuple[object, ...] | None = None) -> LaneRates:
         """The rows of the job's lane. key: of the job, where it is known already."""
+        if self._life != self._memory.life:
+            self._life = self._memory.life
+            self._lanes.clear()
+            self.survey = Survey(self._memory)
         if key is None:
             key = lane_key(job)
         lane = self._lanes.get(key)

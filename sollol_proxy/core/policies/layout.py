@@ -180,7 +180,9 @@ class Layout:
             if age_s + price * states[0][0] + felt_s + loads[host] >= limit_s and token not in runs:
                 continue
             is_first = not wishes or (
-                order < wishes[0].order and (len(runs) < 2 or token not in runs)
+                order < wishes[0].order
+                and len(wishes) < slot.most
+                and (len(runs) < 2 or token not in runs)
             )
             for index in _FIRST if is_first else _places(slot, wish, token):
                 at_s, held, _ = states[index]

@@ -54,12 +54,16 @@ class Views:
 
     def __init__(self, memory: Memory, prices: LoadPrices) -> None:
         self.memory = memory
+        self._life = memory.life
         self.lanes = LaneBook(memory)
         self.prices = prices
         self._hosts: dict[str, HostOutlook] = {}
 
     def outlook(self, view: HostView, moment: Moment) -> HostOutlook:
         """A host as it is now."""
+        if self._life != self.memory.life:
+            self._life = self.memory.life
+            self._hosts.clear()
         outlook = self._hosts.get(view.spec.id)
         if outlook is None:
             outlook = self._hosts[view.spec.id] = HostOutlook(view, self.memory, self.prices)
@@ -148,7 +152,7 @@ class _Lane:
         own_s = [
             None if rate is None else prompt * rate[0] + tokens * rate[1] for rate in self._rates
         ]
-        if job.prefix:
+        if job.prefix and prompt:
             ratio = self._memory.prompt_ratio(job.model)
             for index, rate in enumerate(self._rates):
                 if rate is not None:
