@@ -106,7 +106,7 @@ class CompletionTime(Planner):
             host_id=host_id,
             policy=self.name,
             cost=price.cost(),
-            reason=reason_for(host_id, price, others),
+            reason=reason_for(host_id, price, others, only_free=waits),
             runners_up=tuple(Candidate(other, its.cost()) for other, its in others),
             predicted_total_s=price.wait_s + price.own_s,
         )

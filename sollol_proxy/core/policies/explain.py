@@ -84,8 +84,10 @@ def price_on(host: HostOutlook, job: Job, row: Row, wait_s: float, memory: Memor
     return Price(wait_s, load_s, prefill_s, decode_s, blocking_s, eviction_s)
 
 
-def reason_for(host_id: str, price: Price, others: Sequence[tuple[str, Price]]) -> str:
-    """One line that says why this host."""
+def reason_for(
+    host_id: str, price: Price, others: Sequence[tuple[str, Price]], *, only_free: bool = False
+) -> str:
+    """One line that says why this host. only_free: no others were asked than those with a slot."""
     text = (
         f"host {host_id}: {price.own_s:.1f} s = load {price.load_s:.1f} + "
         f"prefill {price.prefill_s:.1f} + decode {price.decode_s:.1f}"
@@ -95,6 +97,6 @@ def reason_for(host_id: str, price: Price, others: Sequence[tuple[str, Price]]) 
     if price.eviction_s >= _SHOWN_S:
         text += f", pushing out models worth {price.eviction_s:.1f} s"
     if not others:
-        return f"{text}; no other host may take it"
+        return f"{text}; no other host {'is free' if only_free else 'may take it'}"
     named = ", ".join(f"{other} {its.total_s:.1f} s" for other, its in others[:_NAMED])
     return f"{text}; next best {named}"

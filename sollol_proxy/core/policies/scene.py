@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from heapq import nsmallest
+from heapq import heapreplace, nsmallest
 from operator import itemgetter
 
 from sollol_proxy.core.memory import Memory
@@ -27,8 +27,8 @@ class Options:
 
     boost_s: how far short jobs stand before long ones; 20 to 80 serve alike, 0 = order of arrival.
     wait_price: of a second of waiting against one of work, because a job that waits for a fast
-        host takes it from whoever comes next; 1.5 to 3 serve alike, at face value (1) everybody
-        queues for the fast host.
+        host takes it from whoever comes next; 1.5 to 4 serve, at face value (1) everybody
+        queues for the fast host, and the slow ones idle when the pool is nearly full.
     power: of a job's seconds in the sum; above 1 a long wait of one outweighs short ones of many.
         1 to 1.7 serve.
     load_price: of a second of loading, during which the host serves nobody.
@@ -40,7 +40,7 @@ class Options:
     """
 
     boost_s: float = 40.0
-    wait_price: float = 1.75
+    wait_price: float = 2.5
     load_price: float = 4.0
     eviction_price: float = 2.0
     power: float = 1.2
@@ -221,6 +221,7 @@ class Scene:
         self._layout = Layout(options.wait_price, options.power)
         self._taken: dict[int, dict[str, int]] = {}
         self._started: set[int] = set()
+        self._given: dict[int, list[Wish]] = {}
         self._roomy: Sequence[int] = ()
 
     def starts(self) -> list[tuple[Wish, int]]:
@@ -236,6 +237,7 @@ class Scene:
                 host = self._whose_turn(wish, slot)
                 if self._take(self.jobs[wish.order], host):
                     self._started.add(wish.order)
+                    self._given.setdefault(host, []).append(wish)
                     starts.append((wish, host))
         return starts
 
@@ -256,7 +258,7 @@ class Scene:
         """What the job would cost on each host that it may go to, by index."""
         job = self.jobs[wish.order]
         return {
-            index: price_on(self.hosts[index], job, row, self._wait_s(index), self._memory)
+            index: price_on(self.hosts[index], job, row, self._wait_s(index, wish), self._memory)
             for index, row in enumerate(self._lanes[self._keys[wish.order]].rows)
             if row is not None and (index == chosen or not self.hosts[index].is_side)
         }
@@ -400,9 +402,15 @@ class Scene:
         found.sort(key=lambda entry: entry[:2])
         return [slot for _, _, slot in found]
 
-    def _wait_s(self, index: int) -> float:
-        slots = self._slots[index]
-        return slots[0].states[0][0] if slots else max(self.hosts[index].ends_s, default=0.0)
+    def _wait_s(self, index: int, wish: Wish) -> float:
+        """Until the host has a slot for the job, beside what the same plan has given it."""
+        times = sorted(slot.states[0][0] for slot in self._slots[index])
+        if not times:
+            return max(self.hosts[index].ends_s, default=0.0)
+        for other in self._given.get(index, ()):
+            if other is not wish:
+                heapreplace(times, self._alone_s(other, index))
+        return times[0]
 
     def _alone_s(self, wish: Wish, index: int) -> float:
         """Seconds on a host where the job would be next."""

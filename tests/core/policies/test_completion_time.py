@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from sollol_proxy.core.hosts import HostEntry
 from sollol_proxy.core.memory import Memory
 from sollol_proxy.core.policies.base import Plan
-from sollol_proxy.core.policies.completion_time import NAMED_RUNNERS_UP
-from sollol_proxy.core.types import HostState, Job, JobKind
+from sollol_proxy.core.policies.completion_time import NAMED_RUNNERS_UP, CompletionTime
+from sollol_proxy.core.types import HostState, Job, JobKind, ResidentModel
+from tests.core.builders import MODEL, entry, job, spec
 from tests.core.planning import (
     NOW,
     Row,
@@ -200,3 +201,16 @@ def test_place_takes_the_cheapest_of_the_hosts_it_is_given(pool: list[Row], aske
     )
     [idle_s] = planner(memory).idle_times([asked], free, NOW)
     assert 0 <= idle_s < math.inf
+
+
+def test_host_that_the_same_plan_gives_to_another_job_is_busy_in_the_explanation() -> None:
+    hosts = [entry(spec("a")), entry(spec("b"))]
+    for host in hosts:
+        host.resident[MODEL] = ResidentModel(MODEL)
+    plan = CompletionTime().plan_all([job("1"), job("2")], hosts, 0.0)
+    assert {decision.host_id for decision in plan.decisions} == {"a", "b"}
+    for decision in plan.decisions:
+        [other] = decision.runners_up
+        waits = {term.name: term.value for term in other.cost.terms}["wait"]
+        assert waits > 0
+        assert other.cost.total > decision.cost.total
