@@ -68,11 +68,13 @@ CHANGES_MUCH_RATIO = 0.25
 class SchedulerRules:
     """Bounds of the scheduler, seconds; see `config.schema.QueueSection`.
 
+    boost_s: for policies that move short jobs forward; None = their own.
     keeps_newest: of hosts with different models under one name only those with the newest serve it.
     """
 
     max_waiting: int = 512
     ageing_s: float = 60.0
+    boost_s: float | None = None
     no_host_wait_s: float = 2.0
     keeps_newest: bool = False
     health: HealthRules = field(default_factory=HealthRules)
@@ -110,7 +112,7 @@ class Scheduler:
         self._expected_end_s: dict[str, float] = {}
         self._planned: Planned | None = None
         if isinstance(policy, Planner):
-            policy.memory = self.memory
+            policy.memory, policy.boost_s = self.memory, rules.boost_s
             self._planned = Planned(policy, self._queue)
         self._plan_faults = 0
 

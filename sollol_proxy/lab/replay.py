@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--policy", metavar="NAME", help=f"or with this policy: one of {', '.join(POLICIES)}"
     )
     parser.add_argument(
-        "--suggest", action="store_true", help="try other policies, ageing and slots"
+        "--suggest", action="store_true", help="try other policies, ageing, boost and slots"
     )
     parser.add_argument(
         "--requests",

@@ -14,12 +14,14 @@ from typing import Any
 
 from sollol_proxy.config.units import format_duration
 from sollol_proxy.core.policies import POLICIES
+from sollol_proxy.core.policies.completion_time import CompletionTime
 from sollol_proxy.lab.replay_log import Entry
 from sollol_proxy.lab.replay_report import change, figures
 from sollol_proxy.lab.replay_run import Answer, Setup, play
 from sollol_proxy.lab.simspec import SimModel
 
 AGEINGS_S = (15.0, 60.0, 240.0)
+BOOSTS_S = (0.0, 20.0, 40.0, 80.0)
 
 MOST_HOSTS = 8
 """Hosts whose slots are tried: those that had the most requests."""
@@ -100,10 +102,7 @@ def _grid(entries: Sequence[Entry], setup: Setup) -> Iterator[Change]:
     for policy in POLICIES:
         if policy != setup.config.policy:
             yield Change("policy", policy)
-    if len({entry.priority for entry in entries}) > 1:
-        for ageing_s in AGEINGS_S:
-            if ageing_s != setup.config.queue.ageing:
-                yield Change("queue.ageing", format_duration(ageing_s))
+    yield from _queue_grid(entries, setup)
     slots = {spec.id: spec.slots for spec in setup.specs}
     used = Counter(entry.host for entry in entries if entry.host in slots)
     for host_id, _ in used.most_common(MOST_HOSTS):
@@ -112,13 +111,32 @@ def _grid(entries: Sequence[Entry], setup: Setup) -> Iterator[Change]:
                 yield Change(f"slots of {host_id}", str(number))
 
 
+def _queue_grid(entries: Sequence[Entry], setup: Setup) -> Iterator[Change]:
+    """Keys of the queue that would change something here."""
+    matters = {
+        "queue.ageing": len({entry.priority for entry in entries}) > 1,
+        "queue.boost": setup.config.policy == CompletionTime.name,
+    }
+    for key, (name, values_s) in _QUEUE_KEYS.items():
+        for value_s in values_s:
+            if matters[key] and value_s != getattr(setup.config.queue, name):
+                yield Change(key, format_duration(value_s))
+
+
+_QUEUE_KEYS: Mapping[str, tuple[str, Sequence[float]]] = {
+    "queue.ageing": ("ageing", AGEINGS_S),
+    "queue.boost": ("boost", BOOSTS_S),
+}
+
+
 def _changed(setup: Setup, to: Change) -> Setup:
     config = setup.config
     if to.key == "policy":
         return replace(setup, config=config.model_copy(update={"policy": to.value}))
-    if to.key == "queue.ageing":
-        ageing_s = next(each for each in AGEINGS_S if format_duration(each) == to.value)
-        queue = config.queue.model_copy(update={"ageing": ageing_s})
+    if to.key in _QUEUE_KEYS:
+        name, values_s = _QUEUE_KEYS[to.key]
+        value_s = next(each for each in values_s if format_duration(each) == to.value)
+        queue = config.queue.model_copy(update={name: value_s})
         return replace(setup, config=config.model_copy(update={"queue": queue}))
     slots = int(to.value)
     is_it = [to.key == f"slots of {spec.id}" for spec in setup.specs]

@@ -17,7 +17,7 @@ from sollol_proxy.core.policies.base import Hold, HostView, Plan, Planner
 from sollol_proxy.core.policies.completion_time import MIN_SERVICE_S, CompletionTime
 from sollol_proxy.core.policies.scene import Options
 from sollol_proxy.core.queue import Queue, lane_of
-from sollol_proxy.core.scheduler import Scheduler
+from sollol_proxy.core.scheduler import Scheduler, SchedulerRules
 from sollol_proxy.core.types import (
     AttemptResult,
     Cost,
@@ -335,3 +335,14 @@ def test_longest_boost_is_that_of_the_shortest_service() -> None:
     assert Options().boost_s > MIN_SERVICE_S
     shift_s = policy.key_shift(job("j", kind=JobKind.EMBED), [entry(spec("a"))])
     assert shift_s == pytest.approx(-267.4, abs=0.1)
+
+
+@pytest.mark.parametrize(("boost_s", "moves"), [(0.0, False), (5.0, True), (None, True)])
+def test_boost_of_the_configuration_outranks_the_planners_own(
+    boost_s: float | None, moves: bool
+) -> None:
+    policy = CompletionTime()
+    rules = SchedulerRules(boost_s=boost_s)
+    Scheduler([spec("a")], policy, rules, rng=Random(0), now=0.0)
+    shift_s = policy.key_shift(job("j", prompt_tokens_est=1), [entry(spec("a"))])
+    assert (shift_s < 0) is moves

@@ -278,6 +278,13 @@ def test_suggestions_are_sorted_and_worth_their_name(
     assert "this log" in capsys.readouterr().out
 
 
+def test_boost_is_tried_where_the_policy_has_one(lines: list[Line], replayed: Replayed) -> None:
+    words = ("--policy", "completion_time", "--suggest", "--requests", "30")
+    tried = replayed(lines, *words)["suggestions"]
+    boosts = {each["changes"].get("queue.boost") for each in tried} - {None}
+    assert boosts == {"0s", "20s", "80s"}
+
+
 def test_broken_lines_and_others_are_told(
     lines: list[Line], replayed: Replayed, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -154,12 +154,15 @@ class Planner(ABC):
     """A policy that sees all waiting jobs together and may hold some of them.
 
     memory: what was learnt; the scheduler puts its own here.
+    boost_s: how far short jobs may stand before long ones, as configured; None = as the planner
+        likes.
     """
 
     name: ClassVar[str] = ""
 
     def __init__(self) -> None:
         self.memory = Memory()
+        self.boost_s: float | None = None
 
     @abstractmethod
     def key_shift(self, job: Job, hosts: Sequence[HostView]) -> float:

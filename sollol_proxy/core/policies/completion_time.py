@@ -41,7 +41,7 @@ class CompletionTime(Planner):
 
     def key_shift(self, job: Job, hosts: Sequence[HostView]) -> float:
         """The boost times ln(1 − e^(−s ÷ boost)) with s the seconds on the best host."""
-        boost_s = self.options.boost_s
+        boost_s = self.options.boost_s if self.boost_s is None else self.boost_s
         if boost_s <= 0:
             return 0.0
         service_s = least_s(self._kept(), job, hosts)
