@@ -40,7 +40,7 @@ class Options:
     """
 
     boost_s: float = 40.0
-    wait_price: float = 2.5
+    wait_price: float = 2.0
     load_price: float = 4.0
     eviction_price: float = 2.0
     power: float = 1.2
