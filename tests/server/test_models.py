@@ -325,6 +325,16 @@ def test_header_cells_of_the_page_say_what_they_head() -> None:
     assert page.count("caption") == page.count("table")
 
 
+def test_page_says_how_to_try_the_command_only_where_there_is_one() -> None:
+    alike = (host("a", copy("m:1", A)), host("b", copy("m:1", A)))
+    differing = (host("a", copy("m:1", A)), host("b"))
+    hints = [
+        "dry_run" in models_html(models_page(seen(*hosts), NOW, "1", BASE))
+        for hosts in (alike, differing)
+    ]
+    assert hints == [False, True]
+
+
 async def test_models_are_served_as_json_and_as_a_page() -> None:
     shared = SimModel("llama3", size_bytes=GB)
     other = replace(shared, digest_salt="other", modified_at="2020-01-01T00:00:00Z")
