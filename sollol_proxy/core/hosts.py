@@ -9,7 +9,6 @@ exceed `max_models`; a job is counted from its dispatch to its end, once.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from itertools import count
 
 from sollol_proxy.core.estimate import REFERENCE_PROMPT_TOKENS, DecayedMean
 from sollol_proxy.core.eviction import evicted
@@ -29,9 +28,6 @@ from sollol_proxy.core.types import (
     Observation,
     ResidentModel,
 )
-
-_DATES = count(1)
-"""One row for all hosts, so that no two states of whichever host have the same date."""
 
 _HOST_FAULTS = (AttemptResult.FAILED, AttemptResult.UNREACHABLE, AttemptResult.BROKE)
 
@@ -64,7 +60,8 @@ class HostEntry:
         memory: Memory | None = None,
     ) -> None:
         self.spec = spec
-        self.changes = next(_DATES)
+        self.memory = memory if memory is not None else Memory()
+        self.changes = self.memory.next_date()
         self.concurrency = max(spec.slots, *spec.model_slots.values(), 1)
         self._bars = bars
         self.health = Health(rules, since_s=now)
@@ -73,7 +70,6 @@ class HostEntry:
         self.resident: dict[str, ResidentModel] = {}
         self.version = ""
         self.round_trip_s: float | None = None
-        self.memory = memory if memory is not None else Memory()
         self.completed = 0
         self.failures = 0
         self._success = DecayedMean()
@@ -193,7 +189,7 @@ class HostEntry:
 
     def touch(self) -> None:
         """Something else has changed that decides what the host may do."""
-        self.changes = next(_DATES)
+        self.changes = self.memory.next_date()
 
     def job(self, job_id: str) -> Job:
         """A job in flight here.

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -103,6 +104,7 @@ class Memory:
 
     def __init__(self) -> None:
         self.epoch = self.life = 0
+        self._dates = count(1)
         self.lengths = Lengths()
         self.demand = Demand()
         self.affinity = Affinity()
@@ -154,6 +156,10 @@ class Memory:
         return seen or footprint_bytes(copy.size_bytes if copy is not None else 0)
 
     # Learning
+
+    def next_date(self) -> int:
+        """A number for a change of some host; no two changes have the same."""
+        return next(self._dates)
 
     def paces_changed(self, host_id: str, model: str, *, is_first: bool) -> None:
         """A host's speed was learnt. is_first: it had not been measured with this model before."""
@@ -224,10 +230,10 @@ class Memory:
     # Inside
 
     def _take_over(self, made: Memory) -> None:
-        epoch, life = self.epoch + 1, self.life + 1
+        kept = self.epoch + 1, self.life + 1, self._dates
         for name, value in vars(made).items():
             setattr(self, name, value)
-        self.epoch, self.life = epoch, life
+        self.epoch, self.life, self._dates = kept
 
     def _pace(self, host_id: str, model: str, size_bytes: int) -> Pace:
         host = self.of(host_id)
