@@ -112,8 +112,11 @@ class HostOutlook:
         """Slots that are free now, whatever the model."""
         return 1 if self.is_side else self.view.concurrency - len(self.ends_s)
 
-    def slots(self, index: int) -> list[Slot]:
-        """The host's slots, with nothing planned for them; none when it may take no more."""
+    def slots(self, index: int, most: int) -> list[Slot]:
+        """The host's slots, with nothing planned for them; none when it may take no more.
+
+        most: jobs that are planned, so that no more slots can be of use: the first to be free.
+        """
         if self.is_side:
             return [Slot(index, 0.0, self.held, self.step, {}, 1)]
         if self.is_on_trial:
@@ -121,9 +124,9 @@ class HostOutlook:
                 return []
             return [Slot(index, 0.0, self.held, self.step, {}, 1)]
         ready_s = self._ready_s()
-        free = max(self.free(), 0)
-        over = max(-self.free(), 0)
-        times = [0.0] * free + self.ends_s[over:]
+        free, over = max(self.free(), 0), max(-self.free(), 0)
+        times = [0.0] * min(free, most)
+        times += self.ends_s[over : over + most - len(times)]
         return [Slot(index, at_s, self.held, self.step, ready_s, 1 << 30) for at_s in times]
 
     def side(self) -> HostOutlook | None:

@@ -213,7 +213,7 @@ class Scene:
         self._loading = [
             index for index, host in enumerate(self.hosts) if host.is_loading and host.free() > 0
         ]
-        self._slots = [host.slots(index) for index, host in enumerate(self.hosts)]
+        self._slots = [host.slots(index, len(jobs)) for index, host in enumerate(self.hosts)]
         self._lanes: dict[object, _Lane] = {}
         self.wishes = [
             self._wish(order, job, options.priority_weight, now) for order, job in enumerate(jobs)

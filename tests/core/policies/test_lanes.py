@@ -293,7 +293,7 @@ def assert_outlook_is_fresh(
     for model in MODELS:
         assert seen.loading_s(model) == fresh.loading_s(model)
     slots = [
-        [(slot.states, slot.ready_s, slot.most) for slot in outlook.slots(0)]
+        [(slot.states, slot.ready_s, slot.most) for slot in outlook.slots(0, 99)]
         for outlook in (seen, fresh)
     ]
     assert slots[0] == slots[1]

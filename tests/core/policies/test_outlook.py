@@ -48,7 +48,7 @@ def price(host: HostEntry, asked: Job) -> Price:
     """As the next job of the host."""
     seen, row = outlook(host), LaneBook(host.memory).rates(asked).row(host)
     assert row is not None
-    slots = seen.slots(0)
+    slots = seen.slots(0, 99)
     wait_s = slots[0].states[0][0] if slots else max(seen.ends_s, default=0.0)
     return price_on(seen, asked, row, wait_s, host.memory)
 
@@ -59,7 +59,7 @@ def test_host_has_a_slot_for_each_unit_of_its_concurrency_and_the_first_free_com
     row: Row,
 ) -> None:
     host = host_of("h", row, Memory())
-    slots = outlook(host).slots(3)
+    slots = outlook(host).slots(3, 99)
     if host.state is HostState.PROBATION:
         assert [slot.most for slot in slots] == [1] * (1 - host.in_flight)
         return
@@ -322,7 +322,7 @@ def test_model_with_fewer_slots_than_its_host_waits_for_one_of_its_own() -> None
     host.spec = replace(host.spec, model_slots={"b:1": 3})
     host.concurrency = 3
     host.begin(job("r", model="a:1"), NOW - 1.0)
-    [free, _, busy] = outlook(host).slots(0)
+    [free, _, busy] = outlook(host).slots(0, 99)
     end_s = outlook(host).ends_s[0]
     assert free.ready_s == {"a:1": pytest.approx(end_s)}
     assert busy.states[0][0] == pytest.approx(end_s)
@@ -335,3 +335,15 @@ def test_holders_are_counted(pool: list[Row]) -> None:
     moment = Moment(hosts, NOW)
     for model in (*MODELS, "nowhere:1"):
         assert moment.holders(model) == sum(model in host.resident for host in hosts)
+
+
+@given(slots=st.integers(1, 2000), running=st.integers(0, 4), most=st.integers(1, 40))
+def test_host_of_many_slots_shows_as_many_as_jobs_could_use(
+    slots: int, running: int, most: int
+) -> None:
+    host = host_of("h", Row(resident=("a:1",), slots=slots), Memory())
+    for number in range(min(running, slots)):
+        host.begin(job(f"r{number}", model="a:1"), NOW)
+    seen = outlook(host)
+    every, shown = ([slot.states[0][0] for slot in seen.slots(0, limit)] for limit in (slots, most))
+    assert shown == sorted(every)[:most]
