@@ -300,14 +300,15 @@ tokens = st.sampled_from([b"0", b"5", b"a", b"abcde", b"\r\n", b"\r\n", b"\n", b
 
 @given(data=st.lists(tokens, max_size=12).map(b"".join))
 @example(b"5\r\nabcde\r\n0\r\n\r\n")
+@example(b"0\r\n\r\n0")
 def test_chunks_that_aiohttp_refuses_are_never_a_complete_body(data: bytes) -> None:
     block = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
-    async def is_refused() -> bool:
+    async def is_refused(body: bytes) -> bool:
         loop = asyncio.get_running_loop()
         parser = HttpResponseParser(BaseProtocol(loop), loop, 2**16, response_with_body=True)
         try:
-            [(_, stream)] = parser.feed_data(block + data)[0]
+            [(_, stream)] = parser.feed_data(block + body)[0]
         except HttpProcessingError:
             return True
         return stream.exception() is not None or not stream.is_eof()
@@ -318,4 +319,5 @@ def test_chunks_that_aiohttp_refuses_are_never_a_complete_body(data: bytes) -> N
     except WireError:
         return
     if body.has_ended:
-        assert not asyncio.run(is_refused())
+        # What comes behind the end is another answer's, which aiohttp would look at as well.
+        assert not asyncio.run(is_refused(data[: len(data) - len(body.rest)]))
