@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from sollol_proxy.core.memory import Memory
@@ -70,22 +69,6 @@ def phases(
     prompt = max(job.prompt_tokens_est - matched_tokens, 1) * memory.prompt_ratio(model)
     tokens = output_tokens(memory, job)
     return Phases(loading_s, prompt / pace.prefill, tokens / pace.decode)
-
-
-def alone_times(
-    memory: Memory, job: Job, hosts: Sequence[HostView]
-) -> list[tuple[float, HostView]]:
-    """Seconds of prefill and decode on each eligible host, nothing beside it, nothing cached."""
-    eligible = [host for host in hosts if host.is_eligible(job)]
-    if job.kind in (JobKind.LOAD, JobKind.TRANSCRIBE):
-        return [(sum(phases(memory, job, host, needs_load=False)), host) for host in eligible]
-    prompt = max(job.prompt_tokens_est, 1) * memory.prompt_ratio(job.model)
-    tokens = output_tokens(memory, job)
-    times = []
-    for host in eligible:
-        pace = memory.pace(host.spec.id, job.model, size_bytes(host, job.model))
-        times.append((prompt / pace.prefill + tokens / pace.decode, host))
-    return times
 
 
 def rest_s(memory: Memory, running: Running, host: HostView, now: float) -> float:

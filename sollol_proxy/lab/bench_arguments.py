@@ -62,14 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compare with a proxy that runs already and has the same hosts; repeatable; a URL "
         "that ends in /v1/chat/completions is asked only that",
     )
-    parser.add_argument(
-        "--hold",
-        action="store_true",
-        help="print the hosts' addresses and wait for Enter, so that others can be configured",
-    )
-    parser.add_argument(
-        "--first-port", metavar="N", type=port, default=0, help="of the hosts; default: free ones"
-    )
+    add_hold_arguments(parser)
     parser.add_argument(
         "--simulated", action="store_true", help="simulate the same, and print live ÷ simulated"
     )
@@ -81,6 +74,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", metavar="FILE", help="write one JSON line a run; - = stdout")
     parser.add_argument("--plots", metavar="DIR", help="draw pictures (needs matplotlib)")
+
+
+def add_hold_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what lets others be configured for the hosts before anything is measured."""
+    parser.add_argument(
+        "--hold",
+        action="store_true",
+        help="print the hosts' addresses and wait for Enter, so that others can be configured",
+    )
+    parser.add_argument(
+        "--first-port", metavar="N", type=port, default=0, help="of the hosts; default: free ones"
+    )
 
 
 def positive(value: str) -> float:

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from sollol_proxy.config.schema import Config
 from sollol_proxy.core.policies import POLICIES
-from sollol_proxy.lab.bench_arguments import count, policies, port, positive
+from sollol_proxy.lab.bench_arguments import add_hold_arguments, count, policies, positive
 from sollol_proxy.lab.bench_overhead_contenders import BUILT_IN
 from sollol_proxy.lab.bench_overhead_measures import QUICK, Flows, Sizes
 from sollol_proxy.lab.bench_upstream import TICKS_PER_S
@@ -87,14 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quick", action="store_true", help="small and one round: whether everything works"
     )
-    parser.add_argument(
-        "--hold",
-        action="store_true",
-        help="print the hosts' addresses and wait for Enter, so that others can be configured",
-    )
-    parser.add_argument(
-        "--first-port", metavar="N", type=port, default=0, help="of the hosts; default: free ones"
-    )
+    add_hold_arguments(parser)
     parser.add_argument("--json", metavar="FILE", help="write one JSON line a run; - = stdout")
     parser.add_argument("--plots", metavar="DIR", help="draw a picture (needs matplotlib)")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -30,7 +31,7 @@ class Outbound:
     body: bytes | AsyncIterator[bytes] | None
 
 
-class Upstream:
+class Upstream(ABC):
     """An answer in progress: its head, its first bytes, and the rest on demand.
 
     fields: names and values of the head as they came. length: of the body; None = not announced.
@@ -62,13 +63,13 @@ class Upstream:
         """The head's fields as text."""
         return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in self.fields]
 
+    @abstractmethod
     async def next_chunk(self) -> bytes:
         """The next bytes as they come; empty at a proper end.
 
         Raises:
             UpstreamBroke: the connection ended before the body did.
         """
-        raise NotImplementedError
 
     async def read_small(self, limit_bytes: int) -> bytes:
         """The beginning of the body, `first` included, at most about `limit_bytes`.

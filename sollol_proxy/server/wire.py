@@ -8,6 +8,7 @@ of is an error at once, never the end of a body.
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 MAX_LINE_BYTES = 2**14
@@ -115,7 +116,7 @@ def _head(status: int, reason: bytes, fields: list[tuple[bytes, bytes]], *, is_1
     return Head(status, reason, tuple(fields), length, is_chunked, keeps_alive, content_type)
 
 
-class Body:
+class Body(ABC):
     """Finds the payload and the end of one body.
 
     has_ended: the body is complete. rest: bytes that came after its end.
@@ -130,13 +131,13 @@ class Body:
         self.is_whole = False
         self.rest = b""
 
+    @abstractmethod
     def feed(self, data: bytes) -> bytes:
         """The payload in the next bytes of the connection.
 
         Raises:
             WireError: they do not follow the framing.
         """
-        raise NotImplementedError
 
     def feed_eof(self) -> None:
         """The connection has ended, in good order.

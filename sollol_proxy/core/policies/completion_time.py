@@ -60,8 +60,9 @@ class CompletionTime(Planner):
     def idle_times(
         self, jobs: Sequence[Job], hosts: Sequence[HostView], now: float
     ) -> Sequence[float]:
-        """The least of load, prefill and decode over the first hosts."""
-        return idle_times(self._kept(), jobs, hosts[: self.options.looked_at_hosts])
+        """The least of load, prefill and decode, over the hosts that are best for the first."""
+        views = self._kept()
+        return idle_times(views, jobs, best_of(views, jobs[0], hosts, self.options.looked_at_hosts))
 
     def place(self, job: Job, hosts: Sequence[HostView], now: float) -> Decision:
         """The free host with the least cost."""

@@ -40,6 +40,10 @@ class Row(NamedTuple):
     load_s: float
     harm: float
 
+    def alone_s(self, prompt: float, tokens: float) -> float:
+        """Seconds to read and write so many tokens there, alone and in memory."""
+        return prompt * self.prefill_s + tokens * self.decode_s
+
 
 _Dated = tuple[int, int | None, Row | None]
 """The host's changes, the epoch of the memory where the row rests on guesses, the row."""

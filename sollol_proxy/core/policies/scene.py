@@ -86,7 +86,7 @@ def least_s(views: Views, job: Job, hosts: Sequence[HostView]) -> float | None:
         times = (phases(views.memory, job, host, needs_load=False).decode_s for host, _ in rows)
         return min(times, default=None)
     prompt, tokens = work_of(views.memory, job)
-    return min((prompt * row.prefill_s + tokens * row.decode_s for _, row in rows), default=None)
+    return min((row.alone_s(prompt, tokens) for _, row in rows), default=None)
 
 
 def best_of(views: Views, job: Job, hosts: Sequence[HostView], most: int) -> Sequence[HostView]:
@@ -95,7 +95,7 @@ def best_of(views: Views, job: Job, hosts: Sequence[HostView], most: int) -> Seq
         return hosts
     prompt, tokens = work_of(views.memory, job)
     times = [
-        (prompt * row.prefill_s + tokens * row.decode_s + row.load_s, host.spec.id, host)
+        (row.alone_s(prompt, tokens) + row.load_s, host.spec.id, host)
         for host, row in views.lanes.rows(job, hosts)
     ]
     return [host for _, _, host in nsmallest(most, times, key=itemgetter(0, 1))]
@@ -110,10 +110,7 @@ def idle_times(views: Views, jobs: Sequence[Job], hosts: Sequence[HostView]) -> 
     times = []
     for job in jobs:
         prompt, tokens = work_of(views.memory, job)
-        own_s = (
-            (prompt * row.prefill_s + tokens * row.decode_s) * row.slowed + row.load_s
-            for row in rows
-        )
+        own_s = (row.alone_s(prompt, tokens) * row.slowed + row.load_s for row in rows)
         times.append(min(own_s, default=0.0))
     return times
 
