@@ -291,7 +291,7 @@ def _whole_chunks(data: bytes, payload: list[bytes]) -> int:
     at, length = 0, len(data)
     while at < length:
         end = data.find(b"\r\n", at, at + _CHUNK_LINE_BYTES)
-        size = CHUNK_SIZES.get(data[at:end])
+        size = CHUNK_SIZES.get(data[at:end]) if end >= 0 else None
         if size is None:
             break
         stop = end + 2 + size

@@ -78,6 +78,21 @@ def test_what_counts_as_whole_chunks_may_be_passed_on_as_it_stands(
     assert got == b"".join(pieces)
 
 
+def test_size_that_is_cut_within_its_line_end_does_not_lead_back_into_what_was_read() -> None:
+    body = ChunkedBody()
+    # Counted from the end of the data, a chunk of 6 would end where the first one does.
+    assert body.feed(b"4\r\nabcd\r\n6\r") == b"abcd"
+    assert body.feed(b"\nuvwxyz\r\n0\r\n\r\n") == b"uvwxyz"
+    assert body.has_ended
+
+
+@given(pieces=st.lists(st.sampled_from([b"a", b"ab\r\n", b"\r\n\r\n"]), max_size=9), at=cuts)
+def test_line_ends_in_the_payload_are_payload(pieces: list[bytes], at: list[int]) -> None:
+    body = ChunkedBody()
+    assert fed(body, split(chunked(pieces), at)) == b"".join(pieces)
+    assert body.has_ended
+
+
 @given(pieces=payloads, at=cuts, lost=st.integers(min_value=1))
 def test_cut_chunked_body_never_looks_complete(
     pieces: list[bytes], at: list[int], lost: int
