@@ -7,8 +7,8 @@ protocol is our own subclass, which passes on when the client is slow.
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable
 from email.utils import formatdate
 from enum import Enum
 
@@ -95,18 +95,15 @@ class DirectResponse(web.StreamResponse):
         Raises:
             ConnectionResetError: the client's connection is closed.
         """
-        transport = self.client.transport
-        if transport is None or transport.is_closing():
-            raise ConnectionResetError("the client's connection is closed")
+        transport = self.open_transport()
         if payload and self.framing is Framing.CHUNKS:
             payload = raw or b"%x\r\n%b\r\n" % (len(payload), payload)
         if self._unsent:
             payload, self._unsent = self._unsent + payload, b""
         transport.write(payload)
 
-    @property
-    def raw_write(self) -> Callable[[bytes], None]:
-        """What writes bytes that need no framing; to be asked for once the head is out.
+    def open_transport(self) -> asyncio.Transport:
+        """The client's transport, for bytes that need no framing once the head is out.
 
         Raises:
             ConnectionResetError: the client's connection is closed.
@@ -114,7 +111,15 @@ class DirectResponse(web.StreamResponse):
         transport = self.client.transport
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the client's connection is closed")
-        return transport.write
+        return transport
+
+    def descriptor(self) -> int | None:
+        """Of the socket that takes what the transport would send as it is; None: there is none."""
+        transport = self.client.transport
+        if transport is None or transport.get_extra_info("sslcontext") is not None:
+            return None
+        sock = transport.get_extra_info("socket")
+        return None if sock is None else int(sock.fileno())
 
     def put_whole(self, payload: bytes) -> None:
         """Write a whole body and its end, so that they and the head are one write.
@@ -158,5 +163,5 @@ class DirectResponse(web.StreamResponse):
             last = self._unsent + (LAST_CHUNK if self.framing is Framing.CHUNKS else b"")
             self._unsent = b""
             if last:
-                self.raw_write(last)
+                self.open_transport().write(last)
         await self.drained()

@@ -21,7 +21,7 @@ from tests.server.scripted import Call, json_answer, through
 OURS = str(Path(sollol_proxy.__file__).parent)
 CORE = f"{OURS}/core/"
 
-CALLS_A_RECORD = 7
+CALLS_A_RECORD = 9
 CALLS_A_REQUEST = 465
 
 RELAY = ("connection.py", "relay.py", "direct.py", "wire.py", "protocol.py")
