@@ -89,6 +89,9 @@ _CONTENT: Mapping[str, bytes] = {
     "/v1/messages": b'"type":"content_block_delta"',
     "/v1/responses": b".delta\ndata:",
 }
+_VECTORS_ONLY = (b'{"embedding":[', b'{"object":"list",')
+_VECTORS_AND_COUNTS = b'{"model":'
+_VECTORS_BYTES = 1024
 _DONE_ROUTES = frozenset({"/v1/chat/completions", "/v1/completions"})
 _USAGE_KEYS = ("prompt_tokens", "completion_tokens", "input_tokens", "output_tokens")
 _ERROR_STARTS = (b'data: {"error":', b"event: error\n", b"event: response.failed\n")
@@ -203,7 +206,10 @@ class BodyWatch:
             return Ending.UNFINISHED
         if self._format is BodyFormat.SSE:
             return self._sse_ending()
-        record = self._record = self._last_record()
+        record = self._without_vectors()
+        if record is None:
+            record = self._last_record()
+        self._record = record
         if record is not None and record.get("error"):
             return Ending.ERROR_RECORD
         return Ending.COMPLETE if self._is_last(record) else Ending.UNFINISHED
@@ -282,6 +288,23 @@ class BodyWatch:
         except orjson.JSONDecodeError:
             return None
         return record if isinstance(record, dict) else None
+
+    def _without_vectors(self) -> Mapping[str, Any] | None:
+        """What stands behind the numbers of an embedding; None where it does not look like one.
+
+        Reading some thousand floats to find one count took longer than relaying them.
+        """
+        is_large = self._kind is JobKind.EMBED and self._bytes_seen > _VECTORS_BYTES
+        if not is_large or self._format is not BodyFormat.JSON:
+            return None
+        if self._tail.startswith(_VECTORS_ONLY):
+            return {}
+        if not self._tail.startswith(_VECTORS_AND_COUNTS):
+            return None
+        behind = max(self._tail.rfind(b"]"), 0)
+        return {
+            key.decode(): int(value) for key, value in _METRIC.findall(self._tail, behind)
+        } or None
 
     def _is_cut(self) -> bool:
         """Whether the last record is longer than what was kept of it."""

@@ -398,3 +398,25 @@ def test_nothing_depends_on_chunk_borders(id_: str, size: int) -> None:
         watch.feed(exchange.answer[at : at + size])
     assert watch.observation() == whole.observation()
     assert watch.records_seen == whole.records_seen
+
+
+vectors = st.lists(st.floats(-1, 1, width=32), min_size=200, max_size=900)
+
+
+@given(vector=vectors, count=st.integers(0, 10**6), load_ns=st.integers(0, 10**12), at=st.data())
+def test_counts_behind_vectors_are_found_without_reading_them(
+    vector: list[float], count: int, load_ns: int, at: st.DataObject
+) -> None:
+    document = {"model": "m]", "embeddings": [vector, vector], "total_duration": load_ns + 1}
+    document |= {"load_duration": load_ns, "prompt_eval_count": count}
+    body = at.draw(st.sampled_from([compact(document), json.dumps(document).encode()]))
+    cut = at.draw(st.integers(0, len(body)))
+    watch = fed("/api/embed", BodyFormat.JSON, body[:cut], body[cut:])
+    assert watch.ending() is Ending.COMPLETE
+    assert watch.observation() == Observation(prompt_tokens=count, load_s=load_ns / 1e9)
+
+
+@pytest.mark.parametrize("path", ["/api/embed", "/api/embeddings", "/v1/embeddings"])
+def test_long_error_in_place_of_an_embedding_is_an_error(path: str) -> None:
+    watch = fed(path, BodyFormat.JSON, compact({"error": "x" * 5000}))
+    assert watch.ending() is Ending.ERROR_RECORD
