@@ -132,6 +132,11 @@ _TEMPLATES = tuple(
 )
 
 
+def plain_paths() -> list[str]:
+    """Paths of the table without a parameter, and not the bare `/`."""
+    return [path for path in _METHODS if ":" not in path and path != "/"]
+
+
 def find(method: str, path: str) -> Route:
     """The row for a request.
 

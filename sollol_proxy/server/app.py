@@ -1,7 +1,6 @@
 """Puts the application together: read it downwards, it is the way of a request.
 
-guard       who may call: Host and Origin
-rescue      exceptions become answers; the request's record is closed
+entrance    who may call: Host and Origin; exceptions become answers; the record is closed
 /sollol/*   ours: control
 the rest    the API table: merged reads, several hosts' work, or forward to a host
 """
@@ -22,7 +21,7 @@ from sollol_proxy.core.policies import make_policy
 from sollol_proxy.core.scheduler import Scheduler
 from sollol_proxy.metrics import Metrics
 from sollol_proxy.ollama.access import Access
-from sollol_proxy.ollama.routes import Plan, find
+from sollol_proxy.ollama.routes import Plan, find, plain_paths
 from sollol_proxy.server import aggregate, bodies, control, forward, manage, templates
 from sollol_proxy.server.answers import tidy_headers
 from sollol_proxy.server.decision_log import DecisionLog
@@ -31,7 +30,7 @@ from sollol_proxy.server.journal import Journal
 from sollol_proxy.server.memory_file import Keeper, MemoryFile
 from sollol_proxy.server.operations import Operations
 from sollol_proxy.server.probes import Probes
-from sollol_proxy.server.rescue import guard, rescue
+from sollol_proxy.server.rescue import entrance
 from sollol_proxy.server.services import SERVICES, Services
 from sollol_proxy.server.session_attempt import make_session
 from sollol_proxy.server.upstreams import Upstreams
@@ -87,14 +86,16 @@ def build_app(
         dispatcher.close()
         await upstreams.close()
 
-    app = web.Application(middlewares=[guard, rescue], client_max_size=0)
+    app = web.Application(client_max_size=0)
     app.cleanup_ctx.append(run_services)
     app.on_response_prepare.append(tidy_headers)
     templates.install(app, config.templates)
     for method, path, handler in control.ROUTES:
-        app.router.add_route(method, path, handler)
-    app.router.add_route("*", "/sollol/{rest:.*}", control.unknown)
-    app.router.add_route("*", "/{path:.*}", by_table, expect_handler=bodies.expect)
+        app.router.add_route(method, path, entrance(handler))
+    app.router.add_route("*", "/sollol/{rest:.*}", entrance(control.unknown))
+    # The last one would do for all of them, but aiohttp finds a plain path sooner than a pattern.
+    for path in (*plain_paths(), "/{path:.*}"):
+        app.router.add_route("*", path, entrance(by_table), expect_handler=bodies.expect)
     return app
 
 
@@ -105,7 +106,7 @@ async def by_table(request: web.Request) -> web.StreamResponse:
         return await aggregate.handle(request, route)
     if route.plan is Plan.BROADCAST:
         return await manage.handle(request, route)
-    return await forward.handle(request, route)
+    return await forward.handle(request.app[SERVICES], request, route)
 
 
 def _decision_log(config: Config, now: float) -> DecisionLog | None:

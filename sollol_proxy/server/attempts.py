@@ -21,20 +21,19 @@ from sollol_proxy.server.answers import added_headers
 from sollol_proxy.server.direct import NO_BODY, DirectResponse, Framing
 from sollol_proxy.server.dispatcher import Lease
 from sollol_proxy.server.exchange import Exchange
-from sollol_proxy.server.services import SERVICES, Services
+from sollol_proxy.server.services import Services
 from sollol_proxy.server.upstream import Outbound, Upstream
 from sollol_proxy.server.upstreams import open_attempt
 
 
 async def carry_out(
-    request: web.Request, exchange: Exchange, job: Job, outbound: Outbound
+    services: Services, request: web.Request, exchange: Exchange, job: Job, outbound: Outbound
 ) -> web.StreamResponse:
     """Attempt after attempt until one answers; each holds a lease of its own.
 
     Raises:
-        SollolError: nothing has been sent to the client; `rescue` words the answer.
+        SollolError: nothing has been sent to the client; `entrance` words the answer.
     """
-    services = request.app[SERVICES]
     while True:
         exchange.start_waiting(services.clock())
         async with services.dispatcher.lease(job) as lease:
@@ -46,7 +45,9 @@ async def carry_out(
                     verdict = await judge.judge(upstream, exchange.route, job)
                     again = _again(services, job, outbound, host.id, verdict)
                     if again is None:
-                        return await _answer(request, exchange, job, lease, upstream, verdict)
+                        return await _answer(
+                            services, request, exchange, job, lease, upstream, verdict
+                        )
                     lease.done(verdict.result, detail=verdict.detail)
             except AttemptFailed as failure:
                 verdict = judge.of_failure(failure)
@@ -90,6 +91,7 @@ def _again(
 
 
 async def _answer(
+    services: Services,
     request: web.Request,
     exchange: Exchange,
     job: Job,
@@ -98,7 +100,6 @@ async def _answer(
     verdict: judge.Verdict,
 ) -> web.StreamResponse:
     """Pass the host's answer on, whatever its status."""
-    services = request.app[SERVICES]
     exchange.answered_by_host = True
     exchange.status = upstream.status
     exchange.first_byte_s = services.clock() - exchange.arrived_s

@@ -88,10 +88,10 @@ async def handle(request: web.Request, route: Route) -> web.StreamResponse:
     """HEAD: does every host have the blob. POST: give it to those that do not.
 
     Raises:
-        SollolError: nothing has been sent to the client; `rescue` words the answer.
+        SollolError: nothing has been sent to the client; `entrance` words the answer.
     """
     services = request.app[SERVICES]
-    exchange = forward.begin(request, route)
+    exchange = forward.begin(services, request, route)
     exchange.facts = Facts(kind=JobKind.MANAGE)
     hosts = await placement.routable(services)
     exchange.targets = len(hosts)

@@ -17,7 +17,7 @@ from sollol_proxy.ollama.routes import UNKNOWN, Plan, Route
 from sollol_proxy.server import attempts, bodies, fanout, headers
 from sollol_proxy.server.context import fitted
 from sollol_proxy.server.exchange import EXCHANGE, Exchange
-from sollol_proxy.server.services import SERVICES, Services
+from sollol_proxy.server.services import Services
 from sollol_proxy.server.upstream import Outbound
 
 BODY_KEPT_BYTES = 2**20
@@ -27,16 +27,15 @@ PUSH = "/api/push"
 CASE_SENSITIVE = "/api/embeddings"
 
 
-async def handle(request: web.Request, route: Route) -> web.StreamResponse:
+async def handle(services: Services, request: web.Request, route: Route) -> web.StreamResponse:
     """Answer a request that some host has to answer.
 
     Raises:
-        SollolError: nothing has been sent to the client; `rescue` words the answer.
+        SollolError: nothing has been sent to the client; `entrance` words the answer.
     """
-    services = request.app[SERVICES]
-    exchange = begin(request, route)
+    exchange = begin(services, request, route)
     if route.plan is not Plan.BALANCE:
-        return await _passed(request, exchange)
+        return await _passed(services, request, exchange)
     body = await bodies.keep(request, services.config.limits.body)
     facts = exchange.facts = describe(
         route,
@@ -50,21 +49,19 @@ async def handle(request: web.Request, route: Route) -> web.StreamResponse:
     if facts.kind is JobKind.UNLOAD and len(services.dispatcher.holders(facts.model)) > 1:
         return await _unload(services, exchange, outbound(request, body))
     if facts.is_cloud or (facts.model and services.dispatcher.is_remote(facts.model)):
-        return await to_one_host(
-            request, exchange, outbound(request, body), only=identity(services, facts.model)
-        )
+        only = identity(services, facts.model)
+        return await to_one_host(services, request, exchange, outbound(request, body), only=only)
     body = _fitted(services, exchange, _mended(services, exchange, body))
     job = _make_job(exchange, services)
-    return await attempts.carry_out(request, exchange, job, outbound(request, body))
+    return await attempts.carry_out(services, request, exchange, job, outbound(request, body))
 
 
-def begin(request: web.Request, route: Route) -> Exchange:
+def begin(services: Services, request: web.Request, route: Route) -> Exchange:
     """A request has arrived: its record, known to the journal from now on.
 
     Raises:
         BadRequest: it asks for a priority that there is not.
     """
-    services = request.app[SERVICES]
     exchange = Exchange.begin(request, route, services.clock())
     request[EXCHANGE] = exchange
     services.journal.begin(exchange)
@@ -96,7 +93,12 @@ def identity(services: Services, model: str = "") -> str:
 
 
 async def to_one_host(
-    request: web.Request, exchange: Exchange, outbound: Outbound, *, only: str = ""
+    services: Services,
+    request: web.Request,
+    exchange: Exchange,
+    outbound: Outbound,
+    *,
+    only: str = "",
 ) -> web.StreamResponse:
     """Pass a request to one host without waiting for a slot, and its answer back.
 
@@ -114,12 +116,13 @@ async def to_one_host(
         # One unknown path says nothing about another: what lacks the one may have the other.
         route="" if label == UNKNOWN else label,
     )
-    return await attempts.carry_out(request, exchange, job, outbound)
+    return await attempts.carry_out(services, request, exchange, job, outbound)
 
 
-async def _passed(request: web.Request, exchange: Exchange) -> web.StreamResponse:
+async def _passed(
+    services: Services, request: web.Request, exchange: Exchange
+) -> web.StreamResponse:
     """A route that is one host's business: the identity host's, or any one's."""
-    services = request.app[SERVICES]
     route = exchange.route
     size = request.content_length
     is_large = request.body_exists and not 0 <= (-1 if size is None else size) <= BODY_KEPT_BYTES
@@ -139,7 +142,7 @@ async def _passed(request: web.Request, exchange: Exchange) -> web.StreamRespons
         )
     is_pinned = route.plan is not Plan.PASS
     only = identity(services, exchange.facts.model) if is_pinned else ""
-    return await to_one_host(request, exchange, outbound(request, body), only=only)
+    return await to_one_host(services, request, exchange, outbound(request, body), only=only)
 
 
 async def _unload(services: Services, exchange: Exchange, asked: Outbound) -> web.StreamResponse:

@@ -40,12 +40,12 @@ async def handle(request: web.Request, route: Route) -> web.StreamResponse:
     """Answer a request that several hosts carry out.
 
     Raises:
-        SollolError: nothing has been sent to the client; `rescue` words the answer.
+        SollolError: nothing has been sent to the client; `entrance` words the answer.
     """
     if route.path == blobs.PATH:
         return await blobs.handle(request, route)
     services = request.app[SERVICES]
-    exchange = forward.begin(request, route)
+    exchange = forward.begin(services, request, route)
     body = await bodies.keep(request, services.config.limits.body)
     command = read_command(route, body)
     exchange.facts = Facts(
@@ -57,10 +57,10 @@ async def handle(request: web.Request, route: Route) -> web.StreamResponse:
     )
     outbound = forward.outbound(request, body)
     if not command.is_valid:
-        return await forward.to_one_host(request, exchange, outbound)
+        return await forward.to_one_host(services, request, exchange, outbound)
     if command.is_cloud and route.path == CREATE:
         return await forward.to_one_host(
-            request, exchange, outbound, only=forward.identity(services)
+            services, request, exchange, outbound, only=forward.identity(services)
         )
     if route.path == PULL:
         return await _pull(request, exchange, command, outbound, body)

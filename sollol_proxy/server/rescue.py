@@ -1,4 +1,4 @@
-"""The middlewares: who may call, and what becomes of exceptions.
+"""What every request passes through: who may call, and what becomes of exceptions.
 
 This is the only place that maps our errors to statuses and texts.
 """
@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 import structlog
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from sollol_proxy.core.types import Outcome
 from sollol_proxy.errors import (
@@ -33,7 +33,7 @@ from sollol_proxy.ollama.routes import Route, allowed_methods, find
 from sollol_proxy.server import headers
 from sollol_proxy.server.answers import add_headers, to_response
 from sollol_proxy.server.exchange import EXCHANGE, Exchange
-from sollol_proxy.server.services import SERVICES
+from sollol_proxy.server.services import SERVICES, Services
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -63,55 +63,64 @@ RULES: Mapping[type[SollolError], Rule] = {
 _UNEXPECTED = Rule(500, Outcome.UPSTREAM_FAILED, "internal error of the proxy; see its log")
 
 
-@web.middleware
-async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Ollama's Host and Origin rules, before anything else."""
+def entrance(handler: Handler) -> Handler:
+    """The handler behind Ollama's Host and Origin rules, and before a safety net.
+
+    What it raises becomes an answer in the caller's dialect, and the request's record is closed.
+    Once a head has been sent nothing can be mended: the connection is cut instead, so that no
+    client takes a broken answer for a whole one.
+
+    A plain function around each handler, because aiohttp wraps a middleware anew for each request.
+    """
+
+    async def enter(request: web.Request) -> web.StreamResponse:
+        services = request.app[SERVICES]
+        if (refusal := _refusal(request, services)) is not None:
+            return refusal
+        try:
+            return await handler(request)
+        except web.HTTPException:
+            raise
+        except ClientGone:
+            return _nobody_listens(request)
+        except SollolError as error:
+            return _answer(request, services, error)
+        except Exception:  # noqa: BLE001 - the one place that turns a fault of ours into a 500
+            _log.exception("unexpected error", path=request.path, request=_request_id(request))
+            return _answer(request, services, None)
+        finally:
+            exchange = request.get(EXCHANGE)
+            if exchange is not None:
+                # After whoever got the slot that has just come back: a log line can wait, a host
+                # not.
+                asyncio.get_running_loop().call_soon(services.journal.close, exchange)
+
+    return enter
+
+
+def _refusal(request: web.Request, services: Services) -> web.StreamResponse | None:
     verdict = access.judge(
-        request.app[SERVICES].access,
+        services.access,
         method=request.method,
         host_header=request.headers.get("Host"),
         origin=request.headers.get("Origin"),
-        http_version_11=request.version >= (1, 1),
+        http_version_11=request.version >= HttpVersion11,
         allow_methods=allowed_methods(request.rel_url.raw_path),
     )
     if verdict.reply is not None:
         return to_response(verdict.reply)
     if verdict.headers:
         add_headers(request, verdict.headers)
-    return await handler(request)
+    return None
 
 
-@web.middleware
-async def rescue(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turn what a handler raises into an answer in the caller's dialect, and close the record.
-
-    Once a head has been sent nothing can be mended: the connection is cut instead, so that no
-    client takes a broken answer for a whole one.
-    """
-    try:
-        return await handler(request)
-    except web.HTTPException:
-        raise
-    except ClientGone:
-        return _nobody_listens(request)
-    except SollolError as error:
-        return _answer(request, error)
-    except Exception:  # noqa: BLE001 - the one place that turns a fault of ours into a 500
-        _log.exception("unexpected error", path=request.path, request=_request_id(request))
-        return _answer(request, None)
-    finally:
-        exchange = request.get(EXCHANGE)
-        if exchange is not None:
-            # After whoever got the slot that has just come back: a log line can wait, a host not.
-            loop = asyncio.get_running_loop()
-            loop.call_soon(request.app[SERVICES].journal.close, exchange)
-
-
-def _answer(request: web.Request, error: SollolError | None) -> web.StreamResponse:
+def _answer(
+    request: web.Request, services: Services, error: SollolError | None
+) -> web.StreamResponse:
     rule = _UNEXPECTED if error is None else RULES.get(type(error), _UNEXPECTED)
     exchange: Exchange | None = request.get(EXCHANGE)
     if exchange is not None:
-        exchange.stop_waiting(request.app[SERVICES].clock())
+        exchange.stop_waiting(services.clock())
         exchange.outcome, exchange.detail = rule.outcome, str(error or "internal error")
         if exchange.answered_by_host and request.transport is not None:
             request.transport.abort()
