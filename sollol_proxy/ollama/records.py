@@ -1,6 +1,7 @@
 """What an answer's last bytes say: whether it ended as its dialect ends, and what was measured.
 
-`feed` is on the hot path and only counts and keeps a tail; everything is read once, at the end.
+`feed` and `whole_chunk` are on the hot path and only count and keep a tail; everything is read
+once, at the end.
 A key such as `"total_duration":` in the tail is always a key: inside a JSON string its closing
 quote would have a backslash before it.
 """
@@ -24,7 +25,7 @@ TAIL_BYTES = 16 * 1024
 STREAM_TAIL_BYTES = 2 * 1024
 """Kept of what precedes the last record of a stream: usage comes in a record of its own."""
 
-UNREAD_CHUNKS = 16
+_UNREAD_CHUNKS = 16
 """Chunks that are looked at together, which costs as much as one does."""
 
 _UNREAD_BYTES = 4 * 1024
@@ -105,8 +106,9 @@ def body_format(content_type: str) -> BodyFormat:
 class BodyWatch:
     """Watches one answer's body go by.
 
-    unread: chunks that were seen and not yet looked at. Whoever has no time for `feed` may append
-        small ones here, and calls `settle` once there are `UNREAD_CHUNKS`.
+    Of the newest chunks that were whole records only three are kept, and by reference: enough for
+    the last record, its usage and `[DONE]`. With a thousand streams every further byte that a
+    record touches is one that the processor has to fetch.
     """
 
     __slots__ = (
@@ -114,13 +116,18 @@ class BodyWatch:
         "_content",
         "_ending",
         "_format",
+        "_is_between",
         "_kind",
+        "_newest",
         "_record",
+        "_record_end",
         "_records_seen",
         "_route",
+        "_second",
         "_separator",
         "_tail",
-        "unread",
+        "_third",
+        "_unread",
     )
 
     def __init__(self, route: Route, kind: JobKind, fmt: BodyFormat) -> None:
@@ -129,35 +136,60 @@ class BodyWatch:
         self._format = fmt
         self._tail = bytearray()
         self._separator = _SEPARATORS.get(fmt)
+        self._record_end = (self._separator or b"") + b"\r\n"
         self._content = _CONTENT.get(route.path, b"") if self._separator else b""
         self._bytes_seen = 0
         self._records_seen = 0
         self._ending: Ending | None = None
         self._record: Mapping[str, Any] | None = None
-        self.unread: list[bytes] = []
+        self._unread: list[bytes] = []
+        """Chunks that were seen and not yet looked at."""
+        self._is_between = self._separator is not None
+        """Nothing is unread, and what came last was the end of a record."""
+        self._newest: bytes | None = None
+        """The last chunk, as framed, where it was whole records; before it the two others."""
+        self._second: bytes | None = None
+        self._third: bytes | None = None
 
     @property
     def bytes_seen(self) -> int:
         """Bytes of the body so far."""
-        self.settle()
+        if self._unread:
+            self.settle()
         return self._bytes_seen
 
     @property
     def records_seen(self) -> int:
         """Records so far that brought something of the answer; 0 where it does not stream."""
-        self.settle()
+        if self._unread:
+            self.settle()
         return self._records_seen
 
     def feed(self, chunk: bytes) -> None:
         """Count a chunk and remember its end. No parsing, and memory stays bounded."""
-        unread = self.unread
+        if self._newest is not None:
+            self.settle()
+        self._is_between = False
+        unread = self._unread
         unread.append(chunk)
-        if len(unread) >= UNREAD_CHUNKS or len(chunk) > _UNREAD_BYTES:
+        if len(unread) >= _UNREAD_CHUNKS or len(chunk) > _UNREAD_BYTES:
             self.settle()
 
+    def whole_chunk(self, raw: bytes, size: int) -> None:
+        """Count a chunk that is known to be whole, in its framing, with `size` bytes of payload."""
+        if not self._is_between or not raw.endswith(self._record_end):
+            self.feed(raw[-2 - size : -2])
+            return
+        self._bytes_seen += size
+        if self._content:
+            self._records_seen += raw.count(self._content)
+        self._third, self._second, self._newest = self._second, self._newest, raw
+
     def settle(self) -> None:
-        """Look at what is unread."""
-        unread = self.unread
+        """Look at what is unread, and add the newest chunks to the tail."""
+        if self._newest is not None:
+            self._keep_newest()
+        unread = self._unread
         if not unread:
             return
         new = unread[0] if len(unread) == 1 else b"".join(unread)
@@ -170,11 +202,24 @@ class BodyWatch:
         if self._content:  # which may lie across two chunks
             start = max(before - len(self._content) + 1, 0)
             self._records_seen += tail.count(self._content, start)
-        if len(tail) > 2 * STREAM_TAIL_BYTES:
-            self._shorten(tail)
+        self._shorten(tail)
+        if self._separator:
+            self._is_between = tail.endswith(self._separator)
+
+    def _keep_newest(self) -> None:
+        tail, separator = self._tail, self._separator or b""
+        tail += separator  # there may be others before them, which were whole records as well
+        for raw in (self._third, self._second, self._newest):
+            if raw is not None:
+                tail += raw[raw.find(b"\r\n") + 2 : -2]
+        self._third = self._second = self._newest = None
+        self._ending = None
+        self._shorten(tail)
 
     def _shorten(self, tail: bytearray) -> None:
         """Forget what no last record can need."""
+        if len(tail) <= 2 * STREAM_TAIL_BYTES:
+            return
         if self._separator:
             # Where the last record begins, as far as can be told: it may have just ended.
             begins = tail.rfind(self._separator, 0, len(tail) - len(self._separator))
@@ -186,7 +231,8 @@ class BodyWatch:
     @property
     def at_record_boundary(self) -> bool:
         """Whether a further record could be written here: after a whole one, or at the start."""
-        if not self.bytes_seen:
+        self.settle()
+        if not self._bytes_seen:
             return True
         if self._format is BodyFormat.NDJSON:
             return self._tail.endswith(b"\n")

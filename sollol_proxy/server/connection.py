@@ -220,7 +220,8 @@ class Connection(asyncio.Protocol):
         """Give the rest of the body to `follower` as it comes."""
         self._follower = follower
         body = self._body
-        self._pass_chunk = follower.pass_chunk if isinstance(body, ChunkedBody) else None
+        is_between = isinstance(body, ChunkedBody) and body.is_between
+        self._pass_chunk = follower.pass_chunk if is_between else None
         if self._pieces:
             follower.take(self.taken(), None)
         if self._failure is not None or self.has_ended:
@@ -264,9 +265,10 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the host."""
-        body, pass_chunk = self._body, self._pass_chunk
-        if pass_chunk is not None and body.is_between and pass_chunk(data):  # type: ignore[union-attr]
+        pass_chunk = self._pass_chunk
+        if pass_chunk is not None and pass_chunk(data):
             return
+        body = self._body
         if body is None:
             self._take_head(data)
             return
@@ -284,6 +286,8 @@ class Connection(asyncio.Protocol):
                 self._keep(payload)
         if body.has_ended:
             self._end_of_body()
+        elif self._follower is not None and isinstance(body, ChunkedBody):
+            self._pass_chunk = self._follower.pass_chunk if body.is_between else None
 
     def eof_received(self) -> None:
         """The host will send no more; the transport closes by itself."""

@@ -13,12 +13,12 @@ from collections.abc import Callable
 from os import write as write_to_socket
 
 from sollol_proxy.errors import ClientGone
-from sollol_proxy.ollama.records import UNREAD_CHUNKS, BodyWatch
+from sollol_proxy.ollama.records import BodyWatch
 from sollol_proxy.server.connection import Connection, Cut
 from sollol_proxy.server.direct import DirectResponse, Framing
 from sollol_proxy.server.direct_attempt import DirectUpstream
 from sollol_proxy.server.upstream import Upstream
-from sollol_proxy.server.wire import CHUNK_SIZES
+from sollol_proxy.server.wire import SIZE_LINES
 
 
 async def copy(upstream: Upstream, response: DirectResponse, watch: BodyWatch) -> None:
@@ -44,6 +44,7 @@ async def _follow(upstream: DirectUpstream, response: DirectResponse, watch: Bod
         response.put_whole(first)
         return
     response.put(first)
+    watch.settle()  # what follows is counted more quickly behind a whole record
     pump = _Pump(connection, response, watch)
     client = response.client
     client.valve = pump
@@ -76,7 +77,6 @@ class _Pump:
         "_descriptor",
         "_is_closing",
         "_put",
-        "_unread",
         "_watch",
         "_write",
         "over",
@@ -93,7 +93,6 @@ class _Pump:
         self._is_closing = transport.is_closing
         descriptor = response.descriptor()
         self._descriptor = -1 if descriptor is None else descriptor
-        self._unread = watch.unread
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         passes = response.framing is Framing.CHUNKS and descriptor is not None
         self.pass_chunk: Callable[[bytes], bool] | None = self._pass_chunk if passes else None
@@ -105,9 +104,9 @@ class _Pump:
         event loop that is to write keeps the bytes for the end of its turn, and that alone costs
         an eighth of a record. What the socket does not take, errors included, is the transport's.
         """
-        end = data.find(b"\r\n")
-        size = CHUNK_SIZES.get(data[:end])
-        if size is None or data[end + 2 + size :] != b"\r\n":
+        length = len(data)
+        line = SIZE_LINES[length] if length < len(SIZE_LINES) else None
+        if line is None or not data.startswith(line) or not data.endswith(b"\r\n"):
             return False
         if self._buffered() or self._is_closing():
             self._write(data)
@@ -118,10 +117,7 @@ class _Pump:
                 sent = 0
             if sent != len(data):
                 self._write(data[sent:])
-        unread = self._unread
-        unread.append(data[end + 2 : -2])
-        if len(unread) >= UNREAD_CHUNKS:
-            self._watch.settle()
+        self._watch.whole_chunk(data, length - len(line) - 2)
         return True
 
     def take(self, payload: bytes, raw: bytes | None) -> None:

@@ -28,6 +28,17 @@ CHUNK_SIZES = {b"%x" % size: size for size in range(1, 2**12)}
 _CHUNK_LINE_BYTES = 5
 
 
+def _size_lines() -> list[bytes | None]:
+    lines: list[bytes | None] = [None] * (max(CHUNK_SIZES.values()) + _CHUNK_LINE_BYTES + 3)
+    for digits, size in CHUNK_SIZES.items():
+        lines[len(digits) + 2 + size + 2] = digits + b"\r\n"
+    return lines
+
+
+SIZE_LINES = _size_lines()
+"""How a chunk begins that has as many bytes as the index, its lines included; None: none has."""
+
+
 class WireError(Exception):
     """Bytes that are no HTTP/1.1 answer; says what is wrong with them."""
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from sollol_proxy.server.wire import (
     MAX_LINE_BYTES,
+    SIZE_LINES,
     Body,
     ChunkedBody,
     LengthBody,
@@ -91,6 +92,15 @@ def test_line_ends_in_the_payload_are_payload(pieces: list[bytes], at: list[int]
     body = ChunkedBody()
     assert fed(body, split(chunked(pieces), at)) == b"".join(pieces)
     assert body.has_ended
+
+
+@given(size=st.integers(1, 5000), digits=st.sampled_from([b"%x", b"%X", b"0%x"]))
+def test_whole_chunk_is_known_by_its_length_and_first_line(size: int, digits: bytes) -> None:
+    line = digits % size + b"\r\n"
+    chunk = line + b"x" * size + b"\r\n"
+    expected = SIZE_LINES[len(chunk)] if len(chunk) < len(SIZE_LINES) else None
+    is_plain = line == b"%x\r\n" % size and size < 2**12
+    assert (expected == line) == is_plain
 
 
 @given(pieces=payloads, at=cuts, lost=st.integers(min_value=1))
