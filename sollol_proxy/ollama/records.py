@@ -1,7 +1,6 @@
 """What an answer's last bytes say: whether it ended as its dialect ends, and what was measured.
 
-`feed` and `whole_chunk` are on the hot path and only count and keep a tail; everything is read
-once, at the end.
+`feed` is on the hot path and only counts and keeps a tail; everything is read once, at the end.
 A key such as `"total_duration":` in the tail is always a key: inside a JSON string its closing
 quote would have a backslash before it.
 """
@@ -10,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -106,28 +105,25 @@ def body_format(content_type: str) -> BodyFormat:
 class BodyWatch:
     """Watches one answer's body go by.
 
-    Of the newest chunks that were whole records only three are kept, and by reference: enough for
-    the last record, its usage and `[DONE]`. With a thousand streams every further byte that a
-    record touches is one that the processor has to fetch.
+    separator: between two records; None where they are not told apart.
+    content: what every record has, and no other, that brings something of the answer; may be empty.
+    lagging: called before anything is told here, for whoever counts whole records on its own and
+        then tells by `whole_chunks`.
     """
 
     __slots__ = (
         "_bytes_seen",
-        "_content",
         "_ending",
         "_format",
-        "_is_between",
         "_kind",
-        "_newest",
         "_record",
-        "_record_end",
         "_records_seen",
         "_route",
-        "_second",
-        "_separator",
         "_tail",
-        "_third",
         "_unread",
+        "content",
+        "lagging",
+        "separator",
     )
 
     def __init__(self, route: Route, kind: JobKind, fmt: BodyFormat) -> None:
@@ -135,60 +131,68 @@ class BodyWatch:
         self._kind = kind
         self._format = fmt
         self._tail = bytearray()
-        self._separator = _SEPARATORS.get(fmt)
-        self._record_end = (self._separator or b"") + b"\r\n"
-        self._content = _CONTENT.get(route.path, b"") if self._separator else b""
+        self.separator = _SEPARATORS.get(fmt)
+        self.content = _CONTENT.get(route.path, b"") if self.separator else b""
         self._bytes_seen = 0
         self._records_seen = 0
         self._ending: Ending | None = None
         self._record: Mapping[str, Any] | None = None
         self._unread: list[bytes] = []
         """Chunks that were seen and not yet looked at."""
-        self._is_between = self._separator is not None
-        """Nothing is unread, and what came last was the end of a record."""
-        self._newest: bytes | None = None
-        """The last chunk, as framed, where it was whole records; before it the two others."""
-        self._second: bytes | None = None
-        self._third: bytes | None = None
+        self.lagging: Callable[[], None] | None = None
 
     @property
     def bytes_seen(self) -> int:
         """Bytes of the body so far."""
-        if self._unread:
-            self.settle()
+        self.settle()
         return self._bytes_seen
 
     @property
     def records_seen(self) -> int:
         """Records so far that brought something of the answer; 0 where it does not stream."""
-        if self._unread:
-            self.settle()
+        self.settle()
         return self._records_seen
 
     def feed(self, chunk: bytes) -> None:
         """Count a chunk and remember its end. No parsing, and memory stays bounded."""
-        if self._newest is not None:
-            self.settle()
-        self._is_between = False
         unread = self._unread
         unread.append(chunk)
         if len(unread) >= _UNREAD_CHUNKS or len(chunk) > _UNREAD_BYTES:
             self.settle()
 
-    def whole_chunk(self, raw: bytes, size: int) -> None:
-        """Count a chunk that is known to be whole, in its framing, with `size` bytes of payload."""
-        if not self._is_between or not raw.endswith(self._record_end):
-            self.feed(raw[-2 - size : -2])
-            return
+    def whole_chunks(self, last: Iterable[bytes | None], size: int, records: int) -> None:
+        """Count chunks that each were whole records, though not all of them are known here.
+
+        Args:
+            last: some of them up to the last one, in their framing; enough for what ends a stream.
+            size: payload of all of them, in bytes.
+            records: those of them that brought something of the answer.
+        """
+        self._look_at_unread()
+        self._ending = None
         self._bytes_seen += size
-        if self._content:
-            self._records_seen += raw.count(self._content)
-        self._third, self._second, self._newest = self._second, self._newest, raw
+        self._records_seen += records
+        tail = self._tail
+        tail += self.separator or b""  # others that are not known came before, whole as well
+        for raw in last:
+            if raw is not None:
+                tail += raw[raw.find(b"\r\n") + 2 : -2]
+        self._shorten(tail)
+
+    @property
+    def is_between(self) -> bool:
+        """Whether a new record is due; False where that cannot be told at a glance."""
+        if self.separator is None:
+            return False
+        return (self._unread[-1] if self._unread else self._tail).endswith(self.separator)
 
     def settle(self) -> None:
-        """Look at what is unread, and add the newest chunks to the tail."""
-        if self._newest is not None:
-            self._keep_newest()
+        """Look at what is unread."""
+        if self.lagging is not None:
+            self.lagging()
+        self._look_at_unread()
+
+    def _look_at_unread(self) -> None:
         unread = self._unread
         if not unread:
             return
@@ -199,30 +203,18 @@ class BodyWatch:
         tail = self._tail
         before = len(tail)
         tail += new
-        if self._content:  # which may lie across two chunks
-            start = max(before - len(self._content) + 1, 0)
-            self._records_seen += tail.count(self._content, start)
-        self._shorten(tail)
-        if self._separator:
-            self._is_between = tail.endswith(self._separator)
-
-    def _keep_newest(self) -> None:
-        tail, separator = self._tail, self._separator or b""
-        tail += separator  # there may be others before them, which were whole records as well
-        for raw in (self._third, self._second, self._newest):
-            if raw is not None:
-                tail += raw[raw.find(b"\r\n") + 2 : -2]
-        self._third = self._second = self._newest = None
-        self._ending = None
+        if self.content:  # which may lie across two chunks
+            start = max(before - len(self.content) + 1, 0)
+            self._records_seen += tail.count(self.content, start)
         self._shorten(tail)
 
     def _shorten(self, tail: bytearray) -> None:
         """Forget what no last record can need."""
         if len(tail) <= 2 * STREAM_TAIL_BYTES:
             return
-        if self._separator:
+        if self.separator:
             # Where the last record begins, as far as can be told: it may have just ended.
-            begins = tail.rfind(self._separator, 0, len(tail) - len(self._separator))
+            begins = tail.rfind(self.separator, 0, len(tail) - len(self.separator))
             if begins > STREAM_TAIL_BYTES:
                 del tail[: begins - STREAM_TAIL_BYTES]
         if len(tail) > 2 * TAIL_BYTES:

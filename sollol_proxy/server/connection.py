@@ -8,7 +8,7 @@ then the host is made to wait.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Protocol as Interface
 from typing import cast
 
@@ -43,13 +43,11 @@ class Cut(Exception):
 
 
 class Follower(Interface):
-    """Whoever gets a body as it comes. None of these may raise.
+    """Whoever gets a body as it comes. None of these may raise."""
 
-    pass_chunk: None, or what is asked first where a chunk of the body is due: it may take `data`
-        as it stands, if that is one whole chunk.
-    """
-
-    pass_chunk: Callable[[bytes], bool] | None
+    @property
+    def reader(self) -> asyncio.Protocol | None:
+        """None, or who gets the connection's bytes in its place; what is not taken is passed on."""
 
     def take(self, payload: bytes, raw: bytes | None) -> None:
         """Some bytes of the body. raw: the same as whole chunks, where they came so."""
@@ -75,8 +73,8 @@ class Connection(asyncio.Protocol):
         "_is_reading",
         "_is_sent",
         "_method",
-        "_pass_chunk",
         "_pieces",
+        "_reader",
         "_room",
         "_size",
         "_transport",
@@ -90,6 +88,7 @@ class Connection(asyncio.Protocol):
         self._is_reading = True
         self._waiter: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None
+        self._reader: asyncio.Protocol | None = None
         self.exchanges = 0
         self._reset("")
 
@@ -102,7 +101,6 @@ class Connection(asyncio.Protocol):
         self._size = 0
         self._failure: Cut | None = None
         self._follower: Follower | None = None
-        self._pass_chunk: Callable[[bytes], bool] | None = None
         self._is_sent = False
 
     # --- the exchange ---------------------------------------------------------------------------
@@ -193,6 +191,12 @@ class Connection(asyncio.Protocol):
         """Whether the head of the current answer has come."""
         return self._head is not None
 
+    @property
+    def is_between_chunks(self) -> bool:
+        """Whether the body comes in chunks, and another one is due."""
+        body = self._body
+        return isinstance(body, ChunkedBody) and body.is_between and not body.has_ended
+
     def taken(self) -> bytes:
         """What has come of the body and was not taken yet."""
         pieces = self._pieces
@@ -219,15 +223,15 @@ class Connection(asyncio.Protocol):
     def follow(self, follower: Follower) -> None:
         """Give the rest of the body to `follower` as it comes."""
         self._follower = follower
-        body = self._body
-        is_between = isinstance(body, ChunkedBody) and body.is_between
-        self._pass_chunk = follower.pass_chunk if is_between else None
         if self._pieces:
             follower.take(self.taken(), None)
         if self._failure is not None or self.has_ended:
             self._tell_end()
-        else:
-            self._resume()
+            return
+        if follower.reader is not None and self._transport is not None:
+            self._reader = follower.reader
+            self._transport.set_protocol(follower.reader)
+        self._resume()
 
     def pause(self) -> None:
         """Read no more until `resume`: the host's connection fills up, and the host waits."""
@@ -253,7 +257,8 @@ class Connection(asyncio.Protocol):
 
     def unfollow(self) -> None:
         """Nobody wants the rest of the body."""
-        self._follower = self._pass_chunk = None
+        self._follower = None
+        self._read_itself()
 
     # --- called by the event loop ---------------------------------------------------------------
 
@@ -265,9 +270,6 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the host."""
-        pass_chunk = self._pass_chunk
-        if pass_chunk is not None and pass_chunk(data):
-            return
         body = self._body
         if body is None:
             self._take_head(data)
@@ -286,8 +288,6 @@ class Connection(asyncio.Protocol):
                 self._keep(payload)
         if body.has_ended:
             self._end_of_body()
-        elif self._follower is not None and isinstance(body, ChunkedBody):
-            self._pass_chunk = self._follower.pass_chunk if body.is_between else None
 
     def eof_received(self) -> None:
         """The host will send no more; the transport closes by itself."""
@@ -379,9 +379,16 @@ class Connection(asyncio.Protocol):
                 self._wake()
 
     def _tell_end(self) -> None:
-        follower, self._follower, self._pass_chunk = self._follower, None, None
+        follower, self._follower = self._follower, None
+        self._read_itself()
         if follower is not None:
             follower.end(None if self.has_ended else self._failure)
+
+    def _read_itself(self) -> None:
+        if self._reader is not None:
+            self._reader = None
+            if self._transport is not None:
+                self._transport.set_protocol(self)
 
     def _resume(self) -> None:
         transport = self._transport

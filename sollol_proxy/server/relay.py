@@ -9,7 +9,6 @@ read, so the host's connection fills up and a stream's memory stays bounded by t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from os import write as write_to_socket
 
 from sollol_proxy.errors import ClientGone
@@ -19,6 +18,8 @@ from sollol_proxy.server.direct import DirectResponse, Framing
 from sollol_proxy.server.direct_attempt import DirectUpstream
 from sollol_proxy.server.upstream import Upstream
 from sollol_proxy.server.wire import SIZE_LINES
+
+SIZES = len(SIZE_LINES)
 
 
 async def copy(upstream: Upstream, response: DirectResponse, watch: BodyWatch) -> None:
@@ -44,7 +45,6 @@ async def _follow(upstream: DirectUpstream, response: DirectResponse, watch: Bod
         response.put_whole(first)
         return
     response.put(first)
-    watch.settle()  # what follows is counted more quickly behind a whole record
     pump = _Pump(connection, response, watch)
     client = response.client
     client.valve = pump
@@ -58,6 +58,8 @@ async def _follow(upstream: DirectUpstream, response: DirectResponse, watch: Bod
     finally:
         connection.unfollow()
         client.valve = None
+        pump.tell()
+        watch.lagging = None
 
 
 async def _read(upstream: Upstream, response: DirectResponse, watch: BodyWatch) -> None:
@@ -68,63 +70,138 @@ async def _read(upstream: Upstream, response: DirectResponse, watch: BodyWatch) 
         chunk = await upstream.next_chunk()
 
 
-class _Pump:
-    """Follows a host's body, and is the valve of the client's connection."""
+class _Pump(asyncio.Protocol):
+    """Follows a host's body, and is the valve of the client's connection.
+
+    Where the client gets the body in chunks it reads the host's connection itself: nearly always
+    one write of the host is one chunk with one record and comes as one. Such a chunk goes out as
+    it stands, and what is to be known of it is kept here, so that a record touches one object.
+    While the client's transport holds nothing back the chunk goes past it to the socket: an event
+    loop that is to write keeps the bytes for the end of its turn. What the socket does not take,
+    errors included, is the transport's.
+    """
 
     __slots__ = (
-        "_buffered",
+        "_bytes",
         "_connection",
+        "_content",
         "_descriptor",
-        "_is_closing",
-        "_put",
+        "_is_behind",
+        "_is_between",
+        "_newest",
+        "_reads",
+        "_record_end",
+        "_records",
+        "_response",
+        "_second",
+        "_separator",
+        "_third",
+        "_transport",
         "_watch",
-        "_write",
         "over",
-        "pass_chunk",
     )
 
     def __init__(self, connection: Connection, response: DirectResponse, watch: BodyWatch) -> None:
         self._connection = connection
         self._watch = watch
-        self._put = response.put
-        transport = response.open_transport()
-        self._write = transport.write
-        self._buffered = transport.get_write_buffer_size
-        self._is_closing = transport.is_closing
+        self._response = response
+        self._transport = response.open_transport()
         descriptor = response.descriptor()
         self._descriptor = -1 if descriptor is None else descriptor
+        self._separator = watch.separator
+        self._record_end = (self._separator or b"") + b"\r\n"
+        self._content = watch.content
+        self._is_behind = True
+        """The client's transport may have bytes that have to go first."""
+        self._is_between = connection.is_between_chunks and watch.is_between
+        """A new chunk and a new record are due."""
+        self._bytes = self._records = 0
+        self._newest: bytes | None = None
+        self._second: bytes | None = None
+        self._third: bytes | None = None
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        passes = response.framing is Framing.CHUNKS and descriptor is not None
-        self.pass_chunk: Callable[[bytes], bool] | None = self._pass_chunk if passes else None
+        reads = response.framing is Framing.CHUNKS and descriptor is not None and self._separator
+        self._reads = bool(reads)
+        if reads:
+            watch.lagging = self.tell
 
-    def _pass_chunk(self, data: bytes) -> bool:
-        """See `Follower`. Nearly always one write of the host is one chunk, and comes as one.
+    @property
+    def reader(self) -> asyncio.Protocol | None:
+        """See `Follower`."""
+        return self if self._reads else None
 
-        While the client's transport holds nothing back, the chunk goes past it to the socket: an
-        event loop that is to write keeps the bytes for the end of its turn, and that alone costs
-        an eighth of a record. What the socket does not take, errors included, is the transport's.
-        """
+    # --- the host's connection ------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes from the host."""
         length = len(data)
-        line = SIZE_LINES[length] if length < len(SIZE_LINES) else None
-        if line is None or not data.startswith(line) or not data.endswith(b"\r\n"):
-            return False
-        if self._buffered() or self._is_closing():
-            self._write(data)
+        line = SIZE_LINES[length] if length < SIZES else None
+        if (
+            line is None
+            or not self._is_between
+            or not data.startswith(line)
+            or not data.endswith(self._record_end)
+        ):
+            self._take_slowly(data)
+            return
+        if self._is_behind and self._still_behind():
+            self._transport.write(data)
         else:
             try:
                 sent = write_to_socket(self._descriptor, data)
             except OSError:  # it would block, or is broken: the transport will find out, too
                 sent = 0
-            if sent != len(data):
-                self._write(data[sent:])
-        self._watch.whole_chunk(data, length - len(line) - 2)
-        return True
+            if sent != length:
+                self._is_behind = True
+                self._transport.write(data[sent:])
+        self._bytes += length - len(line) - 2
+        if self._content:
+            self._records += data.count(self._content)
+        self._third, self._second, self._newest = self._second, self._newest, data
+
+    def _take_slowly(self, data: bytes) -> None:
+        self._is_behind = True
+        self.tell()
+        self._connection.data_received(data)
+        # Only once a record has ended is it worth a look whether a chunk has, too.
+        self._is_between = self._connection.is_between_chunks and self._watch.is_between
+
+    def _still_behind(self) -> bool:
+        self._is_behind = bool(self._transport.get_write_buffer_size())
+        return self._is_behind
+
+    def tell(self) -> None:
+        """Tell the watch what it has not seen."""
+        if self._newest is not None:
+            chunks = (self._third, self._second, self._newest)
+            self._third = self._second = self._newest = None
+            count, records = self._bytes, self._records
+            self._bytes = self._records = 0
+            self._watch.whole_chunks(chunks, count, records)
+
+    def eof_received(self) -> None:
+        """The host will send no more."""
+        self._connection.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The host's connection is gone."""
+        self._connection.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The host takes the request more slowly than it comes."""
+        self._connection.pause_writing()
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
+        self._connection.resume_writing()
+
+    # --- the body -------------------------------------------------------------------------------
 
     def take(self, payload: bytes, raw: bytes | None) -> None:
         """See `Follower`."""
         self._watch.feed(payload)
         try:
-            self._put(payload, raw)
+            self._response.put(payload, raw)
         except ConnectionResetError:
             self.close()
 

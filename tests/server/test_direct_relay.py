@@ -6,6 +6,8 @@ import asyncio
 import json
 import socket
 import struct
+from itertools import pairwise
+from random import Random
 
 import pytest
 
@@ -57,6 +59,44 @@ async def test_chunks_reach_the_client_as_the_host_cut_them() -> None:
         )
         client.ask("/api/version")
         assert b"200" in await client.head()
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_stream_is_the_same_and_counted_however_its_chunks_come(seed: int) -> None:
+    rng = Random(seed)
+    texts = [
+        b'{"model":"m","response":"%d","done":false}\n' % n * rng.choice((1, 1, 1, 3))
+        for n in range(150)
+    ]
+    framed = b"".join(map(chunk, texts))
+    sent = CHUNKED + framed + chunk(LAST) + b"0\r\n\r\n"
+    cuts = [len(CHUNKED)]
+    for text in texts:  # most chunks come alone, some in two parts, some with others
+        cuts.append(cuts[-1] + len(chunk(text)))
+    kept = [at for at in cuts if rng.random() < 0.8] + rng.sample(
+        range(len(CHUNKED) + 1, len(sent)), 20
+    )
+    bounds = sorted({0, *kept, len(sent)})
+    pieces = [sent[a:b] for a, b in pairwise(bounds)]
+
+    async def script(call: Call) -> None:
+        for piece in pieces:
+            await call.send(piece)
+            await taken.acquire()
+
+    taken = asyncio.Semaphore(0)
+    async with through(script) as (_, proxy, client):
+        client.ask(ASK, BODY)
+        for _ in pieces:
+            taken.release()
+        assert b"chunked" in await client.head()
+        assert await read_chunks(client.reader) == b"".join([*texts, LAST])
+        await proxy.until_idle()
+        [record] = proxy.services.journal.latest(1)
+        assert record.outcome is Outcome.COMPLETED
+        assert record.body_bytes_out == sum(map(len, texts)) + len(LAST)
+        assert record.observation is not None
+        assert record.observation.output_tokens == 2
 
 
 async def test_answer_that_comes_byte_by_byte_is_the_same() -> None:

@@ -16,13 +16,13 @@ from pathlib import Path
 from types import FrameType
 
 import sollol_proxy
-from tests.server.scripted import Call, json_answer, through
+from tests.server.scripted import Call, through
 
 OURS = str(Path(sollol_proxy.__file__).parent)
 CORE = f"{OURS}/core/"
 
-CALLS_A_RECORD = 9
-CALLS_A_REQUEST = 465
+CALLS_A_RECORD = 7
+CALLS_A_REQUEST = 470
 
 RELAY = ("connection.py", "relay.py", "direct.py", "wire.py", "protocol.py")
 
@@ -30,7 +30,8 @@ RECORDS = 160
 REQUESTS = 20
 ASK = json.dumps({"model": "m", "prompt": "hi"}).encode()
 EMBED = json.dumps({"model": "m", "input": "x" * 1000}).encode()
-EMBEDDED = {"model": "m", "embeddings": [[0.5] * 1500], "prompt_eval_count": 3}
+_VECTORS = {"model": "m", "embeddings": [[0.5] * 1500], "prompt_eval_count": 3}
+EMBEDDED = json.dumps(_VECTORS, separators=(",", ":")).encode()
 
 
 @contextmanager
@@ -75,24 +76,27 @@ async def test_streamed_record_costs_a_bounded_number_of_calls() -> None:
                 await client.reader.readexactly(len(whole))
     # The sampler goes by time; what it does is not the record's.
     relayed = {name: count for name, count in calls.items() if name.startswith(RELAY)}
-    assert relayed["connection.py:data_received:call"] == RECORDS
-    assert sum(relayed.values()) <= CALLS_A_RECORD * RECORDS, calls.most_common(20)
+    assert relayed["relay.py:data_received:call"] == RECORDS
+    assert sum(relayed.values()) <= CALLS_A_RECORD * RECORDS + 10, calls.most_common(20)
 
 
 async def test_small_request_costs_a_bounded_number_of_calls() -> None:
     async def script(call: Call) -> None:
-        await call.send(json_answer(EMBEDDED))
+        await call.send(b"HTTP/1.1 200 OK\r\nContent-Type: application/json; charset=utf-8\r\n")
+        await call.send(b"Content-Length: %d\r\n\r\n%b" % (len(EMBEDDED), EMBEDDED))
 
-    size = len(json.dumps(EMBEDDED))
     async with through(script, probe_s=3600.0) as (_, _, client):
 
         async def ask() -> None:
             for _ in range(REQUESTS):
                 client.ask("/api/embed", EMBED)
                 await client.head()
-                await client.reader.readexactly(size)
+                await client.reader.readexactly(len(EMBEDDED))
 
         await ask()  # whatever is kept is kept by now
         with counted() as calls:
             await ask()
-    assert sum(calls.values()) <= CALLS_A_REQUEST * REQUESTS, calls.most_common(40)
+    assert sum(calls.values()) <= CALLS_A_REQUEST * REQUESTS, (
+        sum(calls.values()) / REQUESTS,
+        calls.most_common(40),
+    )
