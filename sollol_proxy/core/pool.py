@@ -147,6 +147,7 @@ class Pool:
             return
         if result is AttemptResult.ROUTE_MISSING:
             self._missing.add(host, job.route)
+            self._missing.retain(self)  # the host may be out by now
         elif result is AttemptResult.COMPLETED and self._missing.has(host, job.route):
             # An update that no probe had noticed yet.
             self._missing.discard(host, job.route)

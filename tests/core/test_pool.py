@@ -229,6 +229,18 @@ def test_route_that_all_lack_is_asked_of_any() -> None:
     assert made.has_alternative(job("2"), "a")
 
 
+def test_what_a_host_says_that_is_out_by_then_and_may_come_back_newer_is_not_kept() -> None:
+    made = mixed("", "0.33.0")
+    made.submit(job("asked", route=RESPONSES, only="a"), 0.0)
+    made.report(down("a"), 1.0)
+    made.report(down("a"), 2.0)
+    assert "a" not in made.routable()
+    made.finish("asked", AttemptResult.ROUTE_MISSING, 0.0)
+    comes_up(made, "a", "", 1000.0)
+    comes_up(made, "a", "", 1001.0)
+    assert takers(made, route=RESPONSES) == {"a", "b"}
+
+
 def test_route_is_asked_of_a_host_that_lacks_it_when_the_others_do_not_suit() -> None:
     made = scheduler(spec("old"), spec("new"))
     made.report(report("old", version="0.12.6"), 0.0)
