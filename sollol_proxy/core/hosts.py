@@ -242,13 +242,15 @@ class HostEntry:
         running = self._jobs.get(job_id)
         if running is None:
             return
-        self.touch()
         if running.first_byte_s is None:
             running.first_byte_s, running.expected = now, None
         if not running.job.kind.takes_slot:
             return
-        self._loading.pop(running.job.model, None)
-        self.health.trial_answers(job_id, now)
+        is_trial = self.health.base is HostState.PROBATION
+        if is_trial or self._in_flight >= self.concurrency or running.job.model in self._loading:
+            self.touch()  # elsewhere nothing depends on it: when a slot is free, a load, a trial
+            self._loading.pop(running.job.model, None)
+            self.health.trial_answers(job_id, now)
 
     def progress(self, job_id: str, tokens: int, now: float) -> None:
         """The job has streamed so many tokens."""

@@ -71,6 +71,15 @@ class Planned:
                 self._first_wait_s.setdefault(job.id, now - job.arrived_s + hold.wait_s)
         return Plan(decisions, tuple(holds.values()), plan.is_partial)
 
+    def place_at_once(self, job: Job, hosts: Sequence[HostEntry], now: float) -> Decision | None:
+        """The planner's word on a job that comes while nobody waits; None = it has to plan."""
+        try:
+            decision = self._planner.place_at_once(job, hosts, now)
+        except Exception:  # noqa: BLE001 - see above
+            self.faults += 1
+            return None
+        return decision if isinstance(decision, Decision) else None
+
     def hold(
         self,
         lane: Lane,

@@ -46,6 +46,7 @@ class Pool:
         self._compares = keeps_newest
         self._known_elsewhere: dict[Lane, bool] = {}
         self._routable: list[HostEntry] | None = None
+        self._is_all_up = False
         self._seen: dict[str, tuple[bool, str, Mapping[str, InstalledModel]]] = {}
 
     def __iter__(self) -> Iterator[HostEntry]:
@@ -65,11 +66,19 @@ class Pool:
         """Those that may be given jobs; made anew when `note` hears of a change."""
         if self._routable is None:
             self._routable = [host for host in self if host.state.is_routable]
+            self._is_all_up = len(self._routable) == len(self._hosts)
         return self._routable
+
+    @property
+    def is_all_up(self) -> bool:
+        """Whether every host may be given jobs."""
+        if self._routable is None:
+            self.routable()
+        return self._is_all_up
 
     def out(self) -> Sequence[HostEntry]:
         """The others: new, ejected, draining. Mostly there are none."""
-        if len(self.routable()) == len(self):
+        if self.is_all_up:
             return ()
         return [host for host in self if not host.state.is_routable]
 
@@ -97,12 +106,22 @@ class Pool:
 
     def first_copy(self, model: str) -> InstalledModel | None:
         """The model as the first host that has it lists it."""
-        return next((host.installed[model] for host in self if model in host.installed), None)
+        for host in self._hosts.values():
+            copy = host.installed.get(model)
+            if copy is not None:
+                return copy
+        return None
 
     def is_remote(self, model: str) -> bool:
         """Whether routable hosts list the model, and all of them as one that runs elsewhere."""
-        copies = [host.installed[model] for host in self.routable() if model in host.installed]
-        return bool(copies) and all(copy.is_remote for copy in copies)
+        is_listed = False
+        for host in self.routable():
+            copy = host.installed.get(model)
+            if copy is not None:
+                if not copy.is_remote:
+                    return False
+                is_listed = True
+        return is_listed
 
     def inventory(self) -> Mapping[str, Mapping[str, InstalledModel]]:
         """What every host had when it was last asked: host id → canonical name → model."""

@@ -79,9 +79,9 @@ def rest_s(memory: Memory, running: Running, host: HostView, now: float) -> floa
     expected = running.expected
     if expected is not None and now - expected[0] <= KEPT_S:
         return max(expected[1] - now, MIN_REST_S)
-    rest = _rest_s(memory, running, host, now)
-    running.expected = now, now + rest
-    return rest
+    end_s = now + _rest_s(memory, running, host, now)
+    running.expected = now, end_s
+    return max(end_s - now, MIN_REST_S)  # to the last bit what is said when it is asked again
 
 
 def soonest_s(memory: Memory, host: HostView, now: float) -> float:

@@ -131,6 +131,8 @@ class Scheduler:
         if job.attempt == 1 and job.kind.takes_slot:
             self.memory.demand.add(job.model, now)
         asked = self._as_asked(job)
+        if not len(self._queue) and (at_once := self._at_once(asked, now)) is not None:
+            return [at_once]
         self._queue.add(asked, now, self._key_shift(asked))
         effects = self._dispatch(now, arrived=asked)
         if (
@@ -284,6 +286,8 @@ class Scheduler:
 
     def next_timer_s(self) -> float | None:
         """When `tick` has to be called at the latest; None = not needed."""
+        if not self._stranded_since and not len(self._queue) and self._pool.is_all_up:
+            return None  # nobody waits, nobody is held, nobody is out
         instants = [since + self._rules.no_host_wait_s for since in self._stranded_since.values()]
         deadline_s = self._queue.next_deadline_s()
         if deadline_s is not None:
@@ -362,6 +366,47 @@ class Scheduler:
         if self._planned is None or not job.kind.takes_slot:
             return 0.0
         return self._planned.key_shift(job, self._pool.routable())
+
+    def _at_once(self, job: Job, now: float) -> Dispatch | None:
+        """Give a job that comes while nobody waits to its host, without letting it in first."""
+        planned = self._planned
+        if planned is None or not job.kind.takes_slot:
+            return None
+        decision = planned.place_at_once(job, self._pool.routable(), now)
+        if decision is None:
+            return None
+        host = self._pool.get(decision.host_id)
+        if host is None or decision.job_id != job.id or not self._may_take(host, job):
+            self._plan_faults += 1
+            return None
+        return self._begin(decision, job, host, now, waited_s=0.0, predicted_wait_s=0.0)
+
+    def _begin(
+        self,
+        decision: Decision,
+        job: Job,
+        host: HostEntry,
+        now: float,
+        *,
+        waited_s: float,
+        predicted_wait_s: float,
+    ) -> Dispatch:
+        reason = of_decision(job, self._pool)
+        host.begin(job, now)
+        self._running[job.id] = host
+        return Dispatch(
+            Decision(
+                decision.job_id,
+                decision.host_id,
+                decision.policy,
+                decision.cost,
+                decision.reason + reason if reason else decision.reason,
+                decision.runners_up,
+                waited_s,
+                None if decision.predicted_total_s is None else predicted_wait_s,
+                decision.predicted_total_s,
+            )
+        )
 
     def _forget_waiting(self, job_id: str) -> float:
         """Take a job out of the queue; the wait that was predicted for it."""
@@ -540,15 +585,18 @@ class Scheduler:
         if job is None or host is None or not self._may_take(host, job):
             self._plan_faults += 1
             return False
-        reason = f"{decision.reason}{of_decision(job, self._pool)}"
         waited_s = self._queue.waited_s(job.id, now)
         predicted_wait_s = self._forget_waiting(job.id)
-        host.begin(job, now)
-        self._running[job.id] = host
-        decision = replace(decision, reason=reason, waited_s=waited_s)
-        if decision.predicted_total_s is not None:
-            decision = replace(decision, predicted_wait_s=predicted_wait_s)
-        effects.append(Dispatch(decision))
+        effects.append(
+            self._begin(
+                decision,
+                job,
+                host,
+                now,
+                waited_s=waited_s,
+                predicted_wait_s=predicted_wait_s,
+            )
+        )
         return True
 
     @staticmethod

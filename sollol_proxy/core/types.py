@@ -6,7 +6,7 @@ end in `_s` and name an instant (`arrived_s`) are monotonic and never leave the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -319,7 +319,7 @@ class Cost:
     """
 
     total: float
-    terms: tuple[Term, ...] = ()
+    terms: Sequence[Term] = ()
     score: float | None = None
 
 

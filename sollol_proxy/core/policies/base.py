@@ -80,6 +80,10 @@ class HostView(Protocol):
     def known(self) -> HostMemory:
         """What was learnt of the host."""
 
+    @property
+    def loading(self) -> Collection[str]:
+        """Models that are being loaded for a job."""
+
     def runner(self, model: str) -> ResidentModel | None:
         """The model in memory, under this name or another of the same file."""
 
@@ -175,6 +179,13 @@ class Planner(ABC):
         waiting: the first jobs in queue order, whether or not a slot is free, all of kinds that
         take a slot. hosts: all routable ones, busy ones with what they run.
         """
+
+    def place_at_once(self, job: Job, hosts: Sequence[HostView], now: float) -> Decision | None:
+        """What `plan_all` would say of a job that has just come while nobody waits, if it goes now.
+
+        For planners that know it with less work; None = make the plan.
+        """
+        return None
 
     @abstractmethod
     def idle_times(

@@ -11,12 +11,14 @@ The constants come from a simulator of Ollama pools; see `Options`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from heapq import nsmallest
 from math import expm1, log
 from random import Random
 
 from sollol_proxy.core.policies.base import HostView, Plan, Planner
-from sollol_proxy.core.policies.explain import reason_for
+from sollol_proxy.core.policies.explain import Price, reason_for
 from sollol_proxy.core.policies.layout import Wish
+from sollol_proxy.core.policies.lone import best_host
 from sollol_proxy.core.policies.outlook import LoadPrices
 from sollol_proxy.core.policies.scene import Options, Scene, Views, best_of, idle_times, least_s
 from sollol_proxy.core.types import Candidate, Decision, Job
@@ -57,6 +59,14 @@ class CompletionTime(Planner):
         is_partial = scene.is_partial and len(decisions) >= self.options.looked_at_hosts
         return Plan(decisions, scene.holds(), is_partial=is_partial)
 
+    def place_at_once(self, job: Job, hosts: Sequence[HostView], now: float) -> Decision | None:
+        """See `Planner.place_at_once`; nothing where only a whole plan can tell."""
+        views = self._kept()
+        best = best_host(views, job, hosts, now, turn_of=self.turn_of, options=self.options)
+        if best is None:
+            return None
+        return self._decided(job, best.host_id, best.price, best.others)
+
     def idle_times(
         self, jobs: Sequence[Job], hosts: Sequence[HostView], now: float
     ) -> Sequence[float]:
@@ -91,17 +101,29 @@ class CompletionTime(Planner):
         """waits: what has to leave the host first is still in use there, perhaps."""
         job = scene.jobs[wish.order]
         host_id = scene.hosts[index].view.spec.id
-        self._turn += 1
-        self._last_turn[host_id] = self._turn
         prices = scene.prices(wish, index)
         price = prices.pop(index)
         if not waits:
             price = price._replace(wait_s=0.0)
         named = ((scene.hosts[other].view.spec.id, its) for other, its in prices.items())
-        others = sorted(
-            ((other_id, its) for other_id, its in named if other_id != host_id),
-            key=lambda entry: (entry[1].total_s, entry[0]),
-        )[:NAMED_RUNNERS_UP]
+        others = [(other_id, its) for other_id, its in named if other_id != host_id]
+        return self._decided(job, host_id, price, others, waits=waits)
+
+    def _decided(
+        self,
+        job: Job,
+        host_id: str,
+        price: Price,
+        others: list[tuple[str, Price]],
+        *,
+        waits: bool = False,
+    ) -> Decision:
+        self._turn += 1
+        self._last_turn[host_id] = self._turn
+        if len(others) > 1:
+            others = nsmallest(
+                NAMED_RUNNERS_UP, others, key=lambda entry: (entry[1].total_s, entry[0])
+            )
         return Decision(
             job_id=job.id,
             host_id=host_id,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, overload
 
 from sollol_proxy.core.memory import Memory
 from sollol_proxy.core.policies.lanes import Row
@@ -38,10 +38,15 @@ class Price(NamedTuple):
     @property
     def total_s(self) -> float:
         """Everything."""
-        return self.wait_s + self.own_s + self.blocking_s + self.eviction_s
+        own_s = self.load_s + self.prefill_s + self.decode_s
+        return self.wait_s + own_s + self.blocking_s + self.eviction_s
 
     def cost(self) -> Cost:
         """The same as named terms; their sum is the total."""
+        return Cost(self.total_s, _Terms(self))
+
+    def terms(self) -> tuple[Term, ...]:
+        """Each part with its name and a text."""
         texts = (
             f"slot free in {self.wait_s:.1f} s" if self.wait_s else "slot free",
             f"load {self.load_s:.1f} s" if self.load_s else "in memory",
@@ -52,22 +57,54 @@ class Price(NamedTuple):
             if self.eviction_s
             else "pushes out nothing",
         )
-        return Cost(
-            self.total_s,
-            tuple(Term(*term) for term in zip(_TERMS, self, texts, strict=True)),
-        )
+        return tuple(Term(*term) for term in zip(_TERMS, self, texts, strict=True))
+
+
+class _Terms(Sequence[Term]):
+    """The terms of a price, made when somebody reads them: of most decisions nobody does."""
+
+    __slots__ = ("_price",)
+
+    def __init__(self, price: Price) -> None:
+        self._price = price
+
+    def __len__(self) -> int:
+        return len(_TERMS)
+
+    @overload
+    def __getitem__(self, index: int) -> Term: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Term, ...]: ...
+    def __getitem__(self, index: int | slice) -> Term | tuple[Term, ...]:
+        return self._price.terms()[index]
+
+    def __iter__(self) -> Iterator[Term]:
+        return iter(self._price.terms())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
 
 
 _TERMS = ("wait", "load", "prefill", "decode", "blocking", "eviction")
 
 
-def price_on(host: HostOutlook, job: Job, row: Row, wait_s: float, memory: Memory) -> Price:
-    """What the job would cost on a host where it is first in line."""
+def price_on(
+    host: HostOutlook,
+    job: Job,
+    row: Row,
+    wait_s: float,
+    memory: Memory,
+    tokens: float | None = None,
+) -> Price:
+    """What the job would cost on a host where it is first in line. tokens: it is to write."""
     view = host.view
     matched = load_s = blocking_s = eviction_s = 0.0
     if row.token in host.held:
         # Beside a full host's wait a load that is under way is over before the job's turn.
-        load_s = host.loading_s(job.model) if host.free() > 0 else 0.0
+        load_s = host.loading_s(job.model) if view.loading and host.free() > 0 else 0.0
         matched = memory.affinity.matched_tokens(view.spec.id, job)
     else:
         step = host.step(host.held, row.token)
@@ -80,7 +117,9 @@ def price_on(host: HostOutlook, job: Job, row: Row, wait_s: float, memory: Memor
         return Price(wait_s, load_s, 0.0, decode_s, blocking_s, eviction_s)
     prompt = max(job.prompt_tokens_est - matched, 1) * memory.prompt_ratio(job.model)
     prefill_s = prompt * row.prefill_s * row.slowed
-    decode_s = output_tokens(memory, job) * row.decode_s * row.slowed
+    if tokens is None:
+        tokens = output_tokens(memory, job)
+    decode_s = tokens * row.decode_s * row.slowed
     return Price(wait_s, load_s, prefill_s, decode_s, blocking_s, eviction_s)
 
 

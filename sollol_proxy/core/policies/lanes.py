@@ -30,7 +30,7 @@ class Row(NamedTuple):
     token: what stands for the runner that the jobs need there. prefill_s, decode_s: seconds a
         prompt and an output token, alone. slowed: how many times longer it takes beside what runs
         there. load_s: seconds to load the runner; 0 = it is in memory.
-    harm: what other jobs there lose of each second.
+    harm: what other jobs there lose of each second. room: free slots for the model.
     """
 
     token: str
@@ -39,6 +39,7 @@ class Row(NamedTuple):
     slowed: float
     load_s: float
     harm: float
+    room: int
 
     def alone_s(self, prompt: float, tokens: float) -> float:
         """Seconds to read and write so many tokens there, alone and in memory."""
@@ -123,6 +124,7 @@ class LaneRates:
             slowed,
             load_s(view, model) if needs_load else 0.0,
             harm,
+            view.free_slots(model),
         )
 
 

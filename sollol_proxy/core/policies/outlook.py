@@ -62,22 +62,24 @@ class _Way(NamedTuple):
 class HostOutlook:
     """One host: when its slots are free, what it holds, what a load there costs.
 
-    Made once for a host and brought up to date for each plan (`look`).
-
-    ends_s: when each job in flight that holds a slot is expected to end, soonest first.
+    Made once for a host and brought up to date for each plan (`look`). What its jobs in flight
+    will do is worked out only when somebody asks: a host with hundreds of streams and a free slot
+    takes a job like an idle one.
     """
 
     def __init__(self, view: HostView, memory: Memory, prices: LoadPrices) -> None:
         self.view = view
         self.is_on_trial = False
         self.is_side = False
-        self.ends_s: list[float] = []
         self.held: Held = ()
         self._changes = 0
         self._priced_s = 0.0
         self._moment = Moment((), 0.0)
         self._memory = memory
         self._prices = prices
+        self._is_seen = True
+        """The jobs in flight have been looked at; the five that follow tell of them."""
+        self._ends_s: list[float] = []
         self._busy_s: dict[str, float] = {}
         self._ends_of: dict[str, list[float]] = {}
         self._loads: dict[str, float] = {}
@@ -97,20 +99,33 @@ class HostOutlook:
             self._ways, self._steps, self._priced_s = {}, {}, now
         elif now - self._priced_s > PRICED_S:
             self._ways, self._steps, self._priced_s = {}, {}, now
-        if not view.running and not self.ends_s:
-            return
-        self.ends_s, self._busy_s, self._ends_of, self._loads, self._steps = [], {}, {}, {}, {}
+        if view.running or self._ends_s or not self._is_seen:
+            self._is_seen = False
+            self._steps = {}
+
+    @property
+    def ends_s(self) -> Sequence[float]:
+        """When each job in flight that holds a slot is expected to end, soonest first."""
+        if not self._is_seen:
+            self._see()
+        return self._ends_s
+
+    def _see(self) -> None:
+        """Look at the jobs in flight."""
+        view, now = self.view, self._moment.now
+        self._is_seen = True
+        self._ends_s, self._busy_s, self._ends_of, self._loads = [], {}, {}, {}
         for running in view.running:
             if running.job.kind.takes_slot:
                 self._add_end(running.job.model, rest_s(self._memory, running, view, now))
                 if running.was_cold and running.first_byte_s is None:
                     done_s = running.begun_s + load_s(view, running.job.model) - now
                     self._loads[running.job.model] = max(done_s, 0.0)
-        self.ends_s.sort()
+        self._ends_s.sort()
 
     def free(self) -> int:
         """Slots that are free now, whatever the model."""
-        return 1 if self.is_side else self.view.concurrency - len(self.ends_s)
+        return 1 if self.is_side else self.view.concurrency - self.view.in_flight
 
     def slots(self, index: int, most: int) -> list[Slot]:
         """The host's slots, with nothing planned for them; none when it may take no more.
@@ -120,13 +135,14 @@ class HostOutlook:
         if self.is_side:
             return [Slot(index, 0.0, self.held, self.step, {}, 1)]
         if self.is_on_trial:
-            if self.ends_s:
+            if self.view.in_flight:
                 return []
             return [Slot(index, 0.0, self.held, self.step, {}, 1)]
         ready_s = self._ready_s()
         free, over = max(self.free(), 0), max(-self.free(), 0)
         times = [0.0] * min(free, most)
-        times += self.ends_s[over : over + most - len(times)]
+        if len(times) < most:
+            times += self.ends_s[over : over + most - len(times)]
         return [Slot(index, at_s, self.held, self.step, ready_s, 1 << 30) for at_s in times]
 
     def side(self) -> HostOutlook | None:
@@ -135,8 +151,12 @@ class HostOutlook:
         Busy runners share a host's time, so a short job beside a long one ends soon and costs the
         long one little; one at a time.
         """
-        if self.is_on_trial or self.free() or len(self._ends_of) >= self.view.spec.max_models:
+        view = self.view
+        if self.is_on_trial or self.free():
             return None
+        if len(view.in_flight_by_model) >= view.spec.max_models:
+            return None
+        self._see()  # once for both
         side = copy(self)
         side.is_side = True
         return side
@@ -158,11 +178,17 @@ class HostOutlook:
     @property
     def is_loading(self) -> bool:
         """Whether a load is under way."""
-        return bool(self._loads)
+        return bool(self.view.loading) and bool(self._loads_s)
 
     def loading_s(self, model: str) -> float:
         """Seconds until the load of this model that is under way is done; 0 = there is none."""
-        return self._loads.get(model, 0.0)
+        return self._loads_s.get(model, 0.0) if self.view.loading else 0.0
+
+    @property
+    def _loads_s(self) -> dict[str, float]:
+        if not self._is_seen:
+            self._see()
+        return self._loads
 
     def step(self, held: Held, token: str) -> Step:
         """What it takes to have this runner in memory."""
@@ -177,13 +203,15 @@ class HostOutlook:
 
     def _at_this_moment(self, way: _Way) -> Step:
         # Loads of one host run one after the other.
-        loading_s = way.load_s + max(self._loads.values(), default=0.0)
+        loading_s = way.load_s + max(self._loads_s.values(), default=0.0)
         busy_s = self._busy_s
         drain_s = max((busy_s.get(name, 0.0) for name in way.drains), default=0.0)
         return Step(way.held, loading_s, way.price_s, drain_s, way.eviction_s)
 
     def _make_way(self, held: Held, token: str) -> _Way:
         view, model = self.view, name_of(token)
+        if not self._is_seen:
+            self._see()
         by_name = {name_of(other): other for other in held}
         keep, gone, is_sure = evicted(view, self._memory, tuple(by_name), model, self._busy_s)
         drains = gone if is_sure else (*gone, *keep)
@@ -201,7 +229,7 @@ class HostOutlook:
         return _Way(after, own_s, price_s, eviction_s, drains)
 
     def _add_end(self, model: str, end_s: float) -> None:
-        self.ends_s.append(end_s)
+        self._ends_s.append(end_s)
         self._busy_s[model] = max(self._busy_s.get(model, 0.0), end_s)
         self._ends_of.setdefault(model, []).append(end_s)
 
@@ -212,13 +240,17 @@ class HostOutlook:
         """
         view = self.view
         ready_s: dict[str, float] = {}
-        if self.view.concurrency < 2:
+        if view.concurrency < 2 or not view.in_flight:
             return ready_s
-        for model, ends_s in self._ends_of.items():
-            over = len(ends_s) - view.slots(model)
+        for model, count in view.in_flight_by_model.items():
+            over = count - view.slots(model)
             if over >= 0:
-                ready_s[self._tokens.get(model, model)] = sorted(ends_s)[over]
-        if len(self._ends_of) >= view.spec.max_models:
+                if not self._is_seen:
+                    self._see()
+                ready_s[self._tokens.get(model, model)] = sorted(self._ends_of[model])[over]
+        if len(view.in_flight_by_model) >= view.spec.max_models:
+            if not self._is_seen:
+                self._see()
             first_s = min(self._busy_s.values())
             for name, token in self._tokens.items():
                 if name not in self._ends_of:
