@@ -185,7 +185,9 @@ async def test_deleted_model_is_gone_from_the_disk_but_not_from_memory(
 
 
 async def test_disk_survives_a_restart_and_memory_does_not() -> None:
-    spec = SimSpec(id="h", models=MODELS, resident=("det", "emb"), time_scale=1000)
+    spec = SimSpec(
+        id="h", models=MODELS, resident=("det", "emb"), time_scale=1000, keep_alive_s=10**6
+    )
     async with SimHost(spec) as host:
         port = host.port
         async with (

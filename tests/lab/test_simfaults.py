@@ -35,7 +35,9 @@ TERMINATORS = (b'"done":true', b"[DONE]", b"message_stop", b"response.completed"
 
 @pytest.fixture
 async def host() -> AsyncIterator[SimHost]:
-    spec = SimSpec(id="h", time_scale=1000, models=(SimModel("m"),), resident=("m",))
+    spec = SimSpec(
+        id="h", time_scale=1000, keep_alive_s=10**6, models=(SimModel("m"),), resident=("m",)
+    )
     async with SimHost(spec) as started:
         yield started
 

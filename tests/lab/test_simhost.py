@@ -23,6 +23,7 @@ from tests.wire.recordings import Exchange, http_exchanges
 SPEC = SimSpec(
     id="h",
     time_scale=1000,
+    keep_alive_s=10**6,  # of the host's time: nothing goes of itself, however busy the machine
     models=(
         SimModel("det"),
         SimModel("other"),
