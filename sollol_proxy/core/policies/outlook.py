@@ -14,26 +14,50 @@ from sollol_proxy.core.policies.layout import Held, Slot, Step
 from sollol_proxy.core.predict import load_s, rest_s
 from sollol_proxy.core.types import HostState, Job, JobKind
 
+CROWDED = 0.8
+"""Jobs a slot from which on a load counts in full."""
+
 PRICED_S = 2.0
 """How long the price of an eviction is kept: the demand that it rests on decays within a minute."""
 
 
 class LoadPrices(NamedTuple):
-    """What a second of a load counts, and a second of loading again what it pushes out."""
+    """What a second of a load counts, and a second of loading again what it pushes out.
+
+    load: in a crowded pool. While a host loads it serves nobody, which costs the others the more
+    the more there are of them: see `of_load`.
+    """
 
     load: float
     eviction: float
 
+    def of_load(self, crowd: float) -> float:
+        """A second of a load in a pool with so many jobs a slot; 1 = only its own job waits."""
+        return 1.0 + (self.load - 1.0) * min(crowd / CROWDED, 1.0)
+
 
 class Moment:
-    """The moment of a plan. hosts: all that it may use."""
+    """The moment of a plan. hosts: all that it may use. waiting: jobs that it is made for."""
 
-    __slots__ = ("_holders", "_hosts", "now")
+    __slots__ = ("_crowd", "_holders", "_hosts", "_waiting", "now")
 
-    def __init__(self, hosts: Sequence[HostView], now: float) -> None:
+    def __init__(self, hosts: Sequence[HostView], now: float, waiting: int = 1) -> None:
         self.now = now
         self._hosts = hosts
+        self._waiting = waiting
+        self._crowd: float | None = None
         self._holders: dict[str, int] | None = None
+
+    @property
+    def crowd(self) -> float:
+        """Jobs a slot: those in flight, and those that wait."""
+        if self._crowd is None:
+            jobs, slots = self._waiting, 0
+            for host in self._hosts:
+                jobs += host.in_flight
+                slots += host.concurrency
+            self._crowd = jobs / max(slots, 1)
+        return self._crowd
 
     def holders(self, model: str) -> int:
         """How many hosts have a model in memory."""
@@ -49,12 +73,11 @@ class _Way(NamedTuple):
     """How a host brings a runner into memory, whatever the moment.
 
     load_s: waited for, once no other load is under way. drains: models that have to come to rest
-    before. price_s, eviction_s: as in `Step`.
+    before. eviction_s: as in `Step`.
     """
 
     held: Held
     load_s: float
-    price_s: float
     eviction_s: float
     drains: tuple[str, ...]
 
@@ -96,12 +119,13 @@ class HostOutlook:
             self.is_on_trial = view.state is HostState.PROBATION
             self._tokens = {name: token_of(view, name) for name in view.resident}
             self.held = tuple(self._tokens.values())
-            self._ways, self._steps, self._priced_s = {}, {}, now
+            self._ways, self._priced_s = {}, now
         elif now - self._priced_s > PRICED_S:
-            self._ways, self._steps, self._priced_s = {}, {}, now
+            self._ways, self._priced_s = {}, now
+        if self._steps:  # their prices are those of a moment
+            self._steps = {}
         if view.running or self._ends_s or not self._is_seen:
             self._is_seen = False
-            self._steps = {}
 
     @property
     def ends_s(self) -> Sequence[float]:
@@ -206,7 +230,8 @@ class HostOutlook:
         loading_s = way.load_s + max(self._loads_s.values(), default=0.0)
         busy_s = self._busy_s
         drain_s = max((busy_s.get(name, 0.0) for name in way.drains), default=0.0)
-        return Step(way.held, loading_s, way.price_s, drain_s, way.eviction_s)
+        blocking_s = (self._prices.of_load(self._moment.crowd) - 1) * way.load_s
+        return Step(way.held, loading_s, blocking_s + way.eviction_s, drain_s, way.eviction_s)
 
     def _make_way(self, held: Held, token: str) -> _Way:
         view, model = self.view, name_of(token)
@@ -223,10 +248,8 @@ class HostOutlook:
             again = min(1.0, wanted / max(self._moment.holders(victim), 1))
             evicted_s += load_s(view, victim) * again
         after = tuple(token if name == model else by_name[name] for name in keep)
-        own_s = load_s(view, model)
         eviction_s = self._prices.eviction * evicted_s
-        price_s = (self._prices.load - 1) * own_s + eviction_s
-        return _Way(after, own_s, price_s, eviction_s, drains)
+        return _Way(after, load_s(view, model), eviction_s, drains)
 
     def _add_end(self, model: str, end_s: float) -> None:
         self._ends_s.append(end_s)

@@ -31,7 +31,9 @@ class Options:
         queues for the fast host, and the slow ones idle when the pool is nearly full.
     power: of a job's seconds in the sum; above 1 a long wait of one outweighs short ones of many.
         1 to 1.7 serve.
-    load_price: of a second of loading, during which the host serves nobody.
+    load_price: of a second of loading, during which the host serves nobody, in a crowded pool; at
+        face value (1) in an empty one, see `LoadPrices`. The same price at any time is too high
+        for many models at a third of the load, or too low near full load: a tenth of the mean.
     eviction_price: of a second of loading again what a load pushes out.
     priority_weight: of a job against one a priority lower; 1.5 to 3 serve, 1 puts long urgent
         jobs on the slowest host.
@@ -41,7 +43,7 @@ class Options:
 
     boost_s: float = 40.0
     wait_price: float = 2.0
-    load_price: float = 4.0
+    load_price: float = 5.0
     eviction_price: float = 2.0
     power: float = 1.2
     priority_weight: float = 1.5
@@ -122,13 +124,18 @@ class _Lane:
         found yet.
     """
 
-    def __init__(self, memory: Memory, rows: Sequence[Row | None], prices: LoadPrices) -> None:
+    def __init__(
+        self, memory: Memory, rows: Sequence[Row | None], prices: LoadPrices, moment: Moment
+    ) -> None:
         self.rows = rows
         self.slots: Sequence[Slot] | None = None
         self.idle: Sequence[tuple[int, str, float]] | None = None
         self.tokens = [row.token if row is not None else "" for row in rows]
         # Never less: a runner that was not in memory has to be loaded, whatever stands before.
-        self.loads_s = [row.load_s * prices.load if row is not None else 0.0 for row in rows]
+        self.loads_s = [row.load_s if row is not None else 0.0 for row in rows]
+        if any(self.loads_s):
+            load_price = prices.of_load(moment.crowd)
+            self.loads_s = [load_s * load_price for load_s in self.loads_s]
         self._memory = memory
         self._rates = [
             None if row is None else (row.prefill_s * row.slowed, row.decode_s * row.slowed)
@@ -204,7 +211,7 @@ class Scene:
             chosen = self._choose(views.lanes, hosts, options.looked_at_hosts, now)
         # In an order that does not depend on that of the pool.
         ordered = sorted(chosen, key=lambda host: (turn_of(host), host.spec.id))
-        moment = Moment(hosts, now)
+        moment = self._moment = Moment(hosts, now, len(jobs))
         self.hosts = [views.outlook(host, moment) for host in ordered]
         self.hosts += [side for host in self.hosts if (side := host.side()) is not None]
         self._loading = [
@@ -335,7 +342,8 @@ class Scene:
         key = self._keys[order]
         lane = self._lanes.get(key)
         if lane is None:
-            lane = self._lanes[key] = _Lane(self._memory, self._rows(job, key), self._prices)
+            rows = self._rows(job, key)
+            lane = self._lanes[key] = _Lane(self._memory, rows, self._prices, self._moment)
         own_s = lane.own_s(job, self.hosts)
         for index in self._loading:
             loading_s = self.hosts[index].loading_s(job.model)

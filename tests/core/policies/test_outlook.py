@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +13,7 @@ from sollol_proxy.core.hosts import HostEntry
 from sollol_proxy.core.memory import Memory
 from sollol_proxy.core.policies.explain import Price, price_on
 from sollol_proxy.core.policies.lanes import LaneBook
-from sollol_proxy.core.policies.outlook import HostOutlook, LoadPrices, Moment
+from sollol_proxy.core.policies.outlook import CROWDED, HostOutlook, LoadPrices, Moment
 from sollol_proxy.core.policies.scene import Options, Scene, Views
 from sollol_proxy.core.predict import load_s
 from sollol_proxy.core.types import HostState, Job, JobKind
@@ -42,6 +43,11 @@ def outlook(host: HostEntry, *others: HostEntry) -> HostOutlook:
     seen = HostOutlook(host, host.memory, PRICES)
     seen.look(host, Moment([host, *others], NOW))
     return seen
+
+
+def crowd(*hosts: HostEntry) -> float:
+    """Jobs a slot at `NOW`, with the one that is planned."""
+    return (1 + sum(host.in_flight for host in hosts)) / sum(host.concurrency for host in hosts)
 
 
 def price(host: HostEntry, asked: Job) -> Price:
@@ -88,7 +94,7 @@ def test_step_brings_the_runner_in_within_the_bound_on_models_whatever_the_order
     loading_s = max((seen.loading_s(model) for model in MODELS), default=0.0)
     assert step.load_s == pytest.approx(load_s(host, token) + loading_s)
     blocking_s = step.price_s - step.eviction_s
-    assert blocking_s == pytest.approx((PRICES.load - 1) * load_s(host, token))
+    assert blocking_s == pytest.approx((PRICES.of_load(crowd(host)) - 1) * load_s(host, token))
     assert step.eviction_s >= 0
     gone = set(held) - set(step.held)
     assert step.drain_s <= max(seen.ends_s, default=0.0)
@@ -97,6 +103,22 @@ def test_step_brings_the_runner_in_within_the_bound_on_models_whatever_the_order
     for model in gone & set(host.in_flight_by_model):
         ends_s = [end for end in seen.ends_s if end <= step.drain_s]
         assert len(ends_s) >= host.in_flight_by_model[model]
+
+
+def test_load_counts_once_in_an_empty_pool_and_in_full_in_a_crowded_one() -> None:
+    prices = [PRICES.of_load(jobs * CROWDED / 8) for jobs in range(17)]
+    assert prices[0] == 1
+    assert all(before < after for before, after in pairwise(prices[:9]))
+    assert set(prices[8:]) == {PRICES.load}
+
+
+@some
+@given(busy=st.integers(0, 4), waiting=st.integers(1, 6))
+def test_crowd_is_what_runs_and_waits_for_each_slot(busy: int, waiting: int) -> None:
+    memory, idle = Memory(), Row(slots=2)
+    works = replace(idle, running=(("a:1", JobKind.GENERATE, 3.0),))
+    hosts = [host_of(f"h{n}", works if n < busy else idle, memory) for n in range(4)]
+    assert Moment(hosts, NOW, waiting).crowd == (busy + waiting) / 8
 
 
 @some
@@ -114,7 +136,7 @@ def test_eviction_is_priced_by_what_will_be_asked_for_again(
     again = min(1.0, wanted / holders)
     assert step.held == ("b:1",)
     assert step.eviction_s == pytest.approx(PRICES.eviction * again * load_s(host, "a:1"))
-    blocking_s = (PRICES.load - 1) * load_s(host, "b:1")
+    blocking_s = (PRICES.of_load(crowd(host, *others)) - 1) * load_s(host, "b:1")
     assert step.price_s == pytest.approx(blocking_s + step.eviction_s)
 
 
@@ -153,7 +175,7 @@ def test_layout_and_explanation_say_the_same_seconds(pool: list[Row], asked: Job
             assert own_s == pytest.approx(told.own_s)
         else:
             assert wish.loads_s[index] == pytest.approx(
-                PRICES.load * load_s(seen.view, asked.model)
+                PRICES.of_load(crowd(*hosts)) * load_s(seen.view, asked.model)
             )
             step = seen.step(seen.held, wish.tokens[index])
             assert told.load_s == pytest.approx(step.load_s)
@@ -228,7 +250,7 @@ def test_price_can_be_worked_out_by_hand(
     matched = 0 if loads else known.prefix_tokens[0]
     prefill, decode = speed
     assert told.wait_s == 0
-    assert told.blocking_s == pytest.approx((PRICES.load - 1) * told.load_s)
+    assert told.blocking_s == pytest.approx((PRICES.of_load(crowd(host)) - 1) * told.load_s)
     assert told.eviction_s == 0
     assert told.load_s == (pytest.approx(7.0) if loads else 0)
     assert told.prefill_s == pytest.approx(max(prompt - matched, 1) / prefill * slowed)
