@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from sollol_proxy import __version__
-from sollol_proxy.config.environment import CONFIG_FILE
 from sollol_proxy.core.policies import POLICIES
 from sollol_proxy.errors import ConfigError
 from sollol_proxy.server.thrift import thrifty_imports
@@ -104,6 +103,7 @@ def _lab(command: str) -> Any:
 
 
 def _load(path: str | None, environment: Mapping[str, str], flags: Mapping[str, Any]) -> Loaded:
+    from sollol_proxy.config.environment import CONFIG_FILE
     from sollol_proxy.config.load import load_as_written
 
     named = path or environment.get(CONFIG_FILE) or None

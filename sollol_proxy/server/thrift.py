@@ -20,7 +20,8 @@ def thrifty_imports() -> Iterator[None]:
     - Certificates: aiohttp reads the system's twice, once for connections that verify none. Here
       each context reads them with its first connection, which a pool without `https` never has.
     - rich, where it is installed: structlog would draw tracebacks with it; ours are plain.
-    - Garbage: nearly all of what imports make stays, and the collector looks at it over and over.
+    - Garbage: nearly all that imports make stays, so the collector neither looks for it meanwhile
+      nor looks at what is there ever again.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -28,6 +29,7 @@ def thrifty_imports() -> Iterator[None]:
         with _certificates_later(), _missing("rich"):
             yield
     finally:
+        gc.freeze()
         if was_enabled:
             gc.enable()
 
