@@ -7,14 +7,12 @@ else that a client can invent.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 from sollol_proxy.core.snapshots import Snapshot
 from sollol_proxy.core.types import HostState, Outcome, RequestRecord
-
-_Metric = TypeVar("_Metric", Counter, Histogram)
+from sollol_proxy.metrics.tallies import Histogram, Tally
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -48,7 +46,7 @@ class Metrics:
         self._host_success = self._gauge(
             "sollol_host_success_rate", "Decayed share of attempts that ended well", "host"
         )
-        self._host_failures = self._gauge_counter(
+        self._host_failures = self._counter(
             "sollol_worker_failures", "Attempts that failed by the host's fault", "host"
         )
         self._active = Gauge(
@@ -101,30 +99,31 @@ class Metrics:
             "Times the policy raised, or named a host that may not take the job",
             registry=self.registry,
         )
-        # Labels come from closed lists and the pool, so these stay few.
-        self._children: dict[tuple[object, ...], Any] = {}
         self._failures_seen: dict[str, int] = {}
         self._plan_faults_seen = 0
 
     def observe(self, record: RequestRecord) -> None:
         """Count one finished request."""
         route = record.route
-        self._of(self._requests, route, str(record.status)).inc()
-        self._of(self._outcomes, route, record.outcome.value).inc()
-        self._of(self._latency, route).observe(record.total_s)
+        self._requests.add(1, route, str(record.status))
+        # `_value_` is what `value` would find in two calls.
+        self._outcomes.add(1, route, record.outcome._value_)
+        self._latency.observe(record.total_s, route)
         if record.first_byte_s is not None:
-            self._of(self._first_byte, route).observe(record.first_byte_s)
+            self._first_byte.observe(record.first_byte_s, route)
         if record.priority:
-            self._of(self._queue_wait, str(record.priority)).observe(record.queue_s)
-        self._count_attempts(record)
+            self._queue_wait.observe(record.queue_s, str(record.priority))
+        if record.failures or record.hosts:
+            self._count_attempts(record)
+        elif record.decision is not None and record.answered_by_host:
+            self._attempts.add(1, record.decision.host_id, "answered")
         self._compare(record)
         if record.decision is not None and record.observation is not None:
-            for direction, tokens in (
-                ("prompt", record.observation.prompt_tokens),
-                ("output", record.observation.output_tokens),
-            ):
-                if tokens:
-                    self._of(self._tokens, record.decision.host_id, direction).inc(tokens)
+            host_id = record.decision.host_id
+            if record.observation.prompt_tokens:
+                self._tokens.add(record.observation.prompt_tokens, host_id, "prompt")
+            if record.observation.output_tokens:
+                self._tokens.add(record.observation.output_tokens, host_id, "output")
 
     def _count_attempts(self, record: RequestRecord) -> None:
         failed = [host_id for host_id, _ in record.failures if host_id not in record.skipped]
@@ -132,9 +131,9 @@ class Metrics:
         if record.decision is not None and record.answered_by_host:
             answered.add(record.decision.host_id)
         for host_id in failed:
-            self._of(self._attempts, host_id, "failed").inc()
+            self._attempts.add(1, host_id, "failed")
         for host_id in answered:
-            self._of(self._attempts, host_id, "answered").inc()
+            self._attempts.add(1, host_id, "answered")
 
     def _compare(self, record: RequestRecord) -> None:
         """Count how near the predictions came."""
@@ -142,9 +141,9 @@ class Metrics:
             return
         host_id = record.decision.host_id
         if (ratio := total_ratio(record)) is not None:
-            self._of(self._total_ratio, host_id).observe(ratio)
+            self._total_ratio.observe(ratio, host_id)
         if (error_s := wait_error_s(record)) is not None:
-            self._of(self._wait_error, host_id).observe(error_s)
+            self._wait_error.observe(error_s, host_id)
 
     def render(self, snapshot: Snapshot) -> bytes:
         """The page, gauges set from a snapshot."""
@@ -167,22 +166,14 @@ class Metrics:
             for state in HostState:
                 self._state.labels(host_id, state.value).set(1 if host.state is state else 0)
             counted = self._failures_seen.get(host_id, 0)
-            self._host_failures.labels(host_id).inc(host.failures - counted)
+            self._host_failures.add(host.failures - counted, host_id)
             self._failures_seen[host_id] = host.failures
         return generate_latest(self.registry)
 
-    def _of(self, metric: _Metric, *labels: str) -> _Metric:
-        """The child of a metric for some labels; `labels` takes a lock to find it."""
-        key = (metric, *labels)
-        child: _Metric | None = self._children.get(key)
-        if child is None:
-            child = self._children[key] = metric.labels(*labels)
-        return child
-
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(name, text, labels, registry=self.registry)
-
-    _gauge_counter = _counter
+    def _counter(self, name: str, text: str, *labels: str) -> Tally:
+        tally = Tally(name, text, labels)
+        self.registry.register(tally)
+        return tally
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(name, text, labels, registry=self.registry)
@@ -190,7 +181,9 @@ class Metrics:
     def _histogram(
         self, name: str, text: str, *labels: str, buckets: Sequence[float] = _SECONDS
     ) -> Histogram:
-        return Histogram(name, text, labels, registry=self.registry, buckets=buckets)
+        histogram = Histogram(name, text, labels, buckets)
+        self.registry.register(histogram)
+        return histogram
 
 
 def total_ratio(record: RequestRecord) -> float | None:
