@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from math import inf
 from time import time
 from typing import Generic, TypeVar
@@ -56,15 +58,20 @@ _Samples = Iterator[tuple[str, dict[str, str], float]]
 
 
 class _Family(Collector, Generic[_AChild]):
-    """Series of one name. labels: their values have to come from closed lists."""
+    """Series of one name. labels: their values have to come from closed lists.
+
+    begun: makes a series at its first number.
+    """
 
     kind: str
 
-    def __init__(self, name: str, text: str, labels: Sequence[str]) -> None:
+    def __init__(
+        self, name: str, text: str, labels: Sequence[str], begun: Callable[[], _AChild]
+    ) -> None:
         self._name = name
         self._text = text
         self._labels = tuple(labels)
-        self._children: dict[tuple[str, ...], _AChild] = {}
+        self._children: defaultdict[tuple[str, ...], _AChild] = defaultdict(begun)
 
     def describe(self) -> list[Metric]:
         """What the registry keeps names apart by."""
@@ -92,12 +99,12 @@ class Tally(_Family[_Count]):
 
     kind = "counter"
 
+    def __init__(self, name: str, text: str, labels: Sequence[str]) -> None:
+        super().__init__(name, text, labels, _Count)
+
     def add(self, amount: float, *labels: str) -> None:
         """Count so many more. amount: at least 0."""
-        child = self._children.get(labels)
-        if child is None:
-            child = self._children[labels] = _Count()
-        child.value += amount
+        self._children[labels].value += amount
 
     def _samples(self, child: _Count) -> _Samples:
         yield "_total", {}, child.value
@@ -114,15 +121,13 @@ class Histogram(_Family[_Buckets]):
     def __init__(
         self, name: str, text: str, labels: Sequence[str], bounds: Sequence[float]
     ) -> None:
-        super().__init__(name, text, labels)
         self._bounds = (*bounds, inf)
+        super().__init__(name, text, labels, partial(_Buckets, len(self._bounds)))
         self._shown = [str(floatToGoString(bound)) for bound in self._bounds]  # type: ignore[no-untyped-call]
 
     def observe(self, value: float, *labels: str) -> None:
         """Count a value into its bucket."""
-        child = self._children.get(labels)
-        if child is None:
-            child = self._children[labels] = _Buckets(len(self._bounds))
+        child = self._children[labels]
         child.sum += value
         child.counts[bisect_left(self._bounds, value)] += 1
 
