@@ -1,5 +1,8 @@
 """The command: arguments → configuration → server.
 
+What a command needs beyond its arguments is imported by the command: a mistake in them is told at
+once, and `check` needs no server.
+
 Exit codes: 0 done, 1 could not serve (the port is taken), 2 a mistake in the configuration or
 the arguments. Mistakes are one line each on standard error, never a traceback.
 """
@@ -11,15 +14,15 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from sollol_proxy import __version__
-from sollol_proxy.config.effective import effective_yaml
-from sollol_proxy.config.environment import CONFIG_FILE
-from sollol_proxy.config.load import Loaded, load_as_written
 from sollol_proxy.core.policies import POLICIES
 from sollol_proxy.errors import ConfigError
-from sollol_proxy.server import lifecycle
+from sollol_proxy.server.thrift import thrifty_imports
+
+if TYPE_CHECKING:
+    from sollol_proxy.config.load import Loaded
 
 CONFIG_FILES = ("sollol.yaml", "/etc/sollol/sollol.yaml")
 """Where a configuration is looked for when none is named; the first that exists is read."""
@@ -59,6 +62,9 @@ def main(argv: Sequence[str] | None = None, environment: Mapping[str, str] | Non
 
 def _serve(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
     """Serve until a signal; without hosts too, because the page says how to name some."""
+    with thrifty_imports():
+        from sollol_proxy.server import lifecycle
+
     flags = {"listen": arguments.listen, "policy": arguments.policy, "hosts": arguments.host}
     config = _load(arguments.config, environment, flags).config
     if not config.hosts:
@@ -68,6 +74,8 @@ def _serve(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int
 
 def _check(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
     """Print what is in effect: file, environment and defaults together."""
+    from sollol_proxy.config.effective import effective_yaml
+
     loaded = _load(arguments.file, environment, {})
     sys.stdout.write(effective_yaml(loaded.config, loaded.written))
     return 0
@@ -95,6 +103,9 @@ def _lab(command: str) -> Any:
 
 
 def _load(path: str | None, environment: Mapping[str, str], flags: Mapping[str, Any]) -> Loaded:
+    from sollol_proxy.config.environment import CONFIG_FILE
+    from sollol_proxy.config.load import load_as_written
+
     named = path or environment.get(CONFIG_FILE) or None
     found = (name for name in CONFIG_FILES if os.path.exists(name))
     return load_as_written(

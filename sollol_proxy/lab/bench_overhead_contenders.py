@@ -125,11 +125,9 @@ async def _sollol(stand: Stand) -> AsyncIterator[Running]:
         }
         file.write_text(json.dumps(config), encoding="ascii")  # JSON is YAML
         command = (sys.executable, "-m", "sollol_proxy", "serve", "--config", str(file))
-        # Settings of whoever measures are not those of what is measured.
-        environment = {n: v for n, v in os.environ.items() if not n.startswith("SOLLOL_")}
         async with (
             program_on(
-                command, port, Path(folder), cores=stand.cores, environment=environment
+                command, port, Path(folder), cores=stand.cores, environment=_environment()
             ) as started,
             ClientSession() as session,
         ):
@@ -146,8 +144,23 @@ async def _plain(stand: Stand) -> AsyncIterator[Running]:
     words = [word for url in stand.urls for word in ("--host", url)]
     command = (sys.executable, "-m", "sollol_proxy.lab.bench_plain", "--port", str(port), *words)
     with tempfile.TemporaryDirectory(prefix="bench-plain-") as folder:
-        async with program_on(command, port, Path(folder), cores=stand.cores) as started:
+        async with program_on(
+            command, port, Path(folder), cores=stand.cores, environment=_environment()
+        ) as started:
             yield _running(started)
+
+
+def _environment() -> dict[str, str]:
+    """Settings of whoever measures are not those of what is measured.
+
+    Nor is it measured without bytecode: what is installed has it, and to compile all modules takes
+    a quarter of a start. The first start writes it.
+    """
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("SOLLOL_") and name != "PYTHONDONTWRITEBYTECODE"
+    }
 
 
 def _program(name: str, program: str) -> Callable[[Stand], AbstractAsyncContextManager[Running]]:

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 from sollol_proxy.core.snapshots import Snapshot
 from sollol_proxy.core.types import HostState, Outcome, RequestRecord
-from sollol_proxy.metrics.tallies import Distribution, Tally
+from sollol_proxy.metrics.tallies import Histogram, Tally
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -105,22 +105,25 @@ class Metrics:
     def observe(self, record: RequestRecord) -> None:
         """Count one finished request."""
         route = record.route
-        self._requests.add((route, str(record.status)))
-        self._outcomes.add((route, record.outcome.value))
-        self._latency.observe((route,), record.total_s)
+        self._requests.add(1, route, str(record.status))
+        # `_value_` is what `value` would find in two calls.
+        self._outcomes.add(1, route, record.outcome._value_)
+        self._latency.observe(record.total_s, route)
         if record.first_byte_s is not None:
-            self._first_byte.observe((route,), record.first_byte_s)
+            self._first_byte.observe(record.first_byte_s, route)
         if record.priority:
-            self._queue_wait.observe((str(record.priority),), record.queue_s)
-        self._count_attempts(record)
+            self._queue_wait.observe(record.queue_s, str(record.priority))
+        if record.failures or record.hosts:
+            self._count_attempts(record)
+        elif record.decision is not None and record.answered_by_host:
+            self._attempts.add(1, record.decision.host_id, "answered")
         self._compare(record)
         if record.decision is not None and record.observation is not None:
-            for direction, tokens in (
-                ("prompt", record.observation.prompt_tokens),
-                ("output", record.observation.output_tokens),
-            ):
-                if tokens:
-                    self._tokens.add((record.decision.host_id, direction), tokens)
+            host_id = record.decision.host_id
+            if record.observation.prompt_tokens:
+                self._tokens.add(record.observation.prompt_tokens, host_id, "prompt")
+            if record.observation.output_tokens:
+                self._tokens.add(record.observation.output_tokens, host_id, "output")
 
     def _count_attempts(self, record: RequestRecord) -> None:
         failed = [host_id for host_id, _ in record.failures if host_id not in record.skipped]
@@ -128,9 +131,9 @@ class Metrics:
         if record.decision is not None and record.answered_by_host:
             answered.add(record.decision.host_id)
         for host_id in failed:
-            self._attempts.add((host_id, "failed"))
+            self._attempts.add(1, host_id, "failed")
         for host_id in answered:
-            self._attempts.add((host_id, "answered"))
+            self._attempts.add(1, host_id, "answered")
 
     def _compare(self, record: RequestRecord) -> None:
         """Count how near the predictions came."""
@@ -138,9 +141,9 @@ class Metrics:
             return
         host_id = record.decision.host_id
         if (ratio := total_ratio(record)) is not None:
-            self._total_ratio.observe((host_id,), ratio)
+            self._total_ratio.observe(ratio, host_id)
         if (error_s := wait_error_s(record)) is not None:
-            self._wait_error.observe((host_id,), error_s)
+            self._wait_error.observe(error_s, host_id)
 
     def render(self, snapshot: Snapshot) -> bytes:
         """The page, gauges set from a snapshot."""
@@ -163,20 +166,24 @@ class Metrics:
             for state in HostState:
                 self._state.labels(host_id, state.value).set(1 if host.state is state else 0)
             counted = self._failures_seen.get(host_id, 0)
-            self._host_failures.add((host_id,), host.failures - counted)
+            self._host_failures.add(host.failures - counted, host_id)
             self._failures_seen[host_id] = host.failures
         return generate_latest(self.registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Tally:
-        return Tally(name, text, labels, self.registry)
+        tally = Tally(name, text, labels)
+        self.registry.register(tally)
+        return tally
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(name, text, labels, registry=self.registry)
 
     def _histogram(
         self, name: str, text: str, *labels: str, buckets: Sequence[float] = _SECONDS
-    ) -> Distribution:
-        return Distribution(name, text, labels, self.registry, buckets)
+    ) -> Histogram:
+        histogram = Histogram(name, text, labels, buckets)
+        self.registry.register(histogram)
+        return histogram
 
 
 def total_ratio(record: RequestRecord) -> float | None:

