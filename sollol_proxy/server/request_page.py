@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from sollol_proxy.core.policies.scene import EQUAL_RATIO
 from sollol_proxy.core.types import Cost, Decision, JobKind, RequestRecord, Term
 from sollol_proxy.server.figures import NOTHING, count, duration, figure, share, size
 from sollol_proxy.server.links import LINKS, Links
@@ -75,6 +76,7 @@ class RequestView:
 
     lead: in place of the chosen host, where there is none.
     candidates: the chosen host first. are_seconds: their terms are seconds that add up.
+    despite: why another host may have a smaller sum than the chosen one; empty when none has.
     parts: where several hosts were to carry it out; those that did not come first.
     """
 
@@ -94,6 +96,7 @@ class RequestView:
     columns: tuple[str, ...]
     candidates: tuple[CandidateRow, ...]
     are_seconds: bool
+    despite: str
     parts: tuple[PartRow, ...]
 
 
@@ -127,6 +130,7 @@ def request_view(record: RequestRecord, version: str, *, is_running: bool = Fals
         columns=columns,
         candidates=candidates,
         are_seconds=decision is not None and _add_up(decision),
+        despite=_despite(decision) if decision is not None and _add_up(decision) else "",
         parts=parts,
     )
 
@@ -181,6 +185,21 @@ def _add_up(decision: Decision) -> bool:
         and cost.terms
         and math.isclose(sum(term.value for term in cost.terms), cost.total, abs_tol=1e-6)
         for _, cost in _priced(decision)
+    )
+
+
+def _despite(decision: Decision) -> str:
+    """Why the smallest sum did not decide, in words; empty where the chosen host has it."""
+    total_s = decision.cost.total
+    least_s = min((other.cost.total for other in decision.runners_up), default=total_s)
+    if least_s >= total_s:
+        return ""
+    if total_s <= least_s * EQUAL_RATIO:
+        return "Hosts that are within a tenth of each other take turns."
+    return (
+        "The smallest sum is not all that counts: a second of waiting weighs as much as two of "
+        "work, and requests that wait are placed together, so that what is a little worse for one "
+        "may be better for all."
     )
 
 

@@ -124,6 +124,27 @@ def test_request_page_shows_seconds_that_add_up_to_their_sum(
     assert "Score" not in page.text
 
 
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        pytest.param(seconds(wait=0.0, decode=1.3), "", id="the smallest is chosen"),
+        pytest.param(seconds(wait=0.0, decode=1.15), "take turns", id="within a tenth"),
+        pytest.param(seconds(wait=0.0, decode=0.4), "better for all", id="much smaller"),
+    ],
+)
+def test_request_page_says_why_the_smallest_sum_is_not_chosen(other: Cost, words: str) -> None:
+    decision = replace(
+        DECISION,
+        cost=seconds(wait=0.0, decode=1.2),
+        runners_up=(Candidate("attic", other),),
+        predicted_total_s=1.2,
+    )
+    view = request_view(replace(RECORD, decision=decision), "1.2.3")
+    assert words in view.despite
+    assert bool(words) is bool(view.despite)
+    assert view.despite in Page(request_html(view)).text
+
+
 @given(values=st.lists(st.lists(st.floats(0, 500), min_size=1, max_size=5), min_size=1, max_size=4))
 def test_sum_on_the_request_page_is_that_of_the_seconds_shown(values: list[list[float]]) -> None:
     costs = [seconds(**{f"t{n}": value for n, value in enumerate(row)}) for row in values]
