@@ -178,13 +178,14 @@ async def test_parallel_requests_use_all_hosts(pool: Pool) -> None:
     before = pool.proxy.completed()
     async with AsyncClient(pool.url) as client:
         answers = await asyncio.gather(
-            *(client.chat(pool.chat_model, QUESTION, options=SHORT) for _ in range(4))
+            # So many that no speed measured on a busy machine makes one host do for all.
+            *(client.chat(pool.chat_model, QUESTION, options=SHORT) for _ in range(12))
         )
     assert len({answer.message.content for answer in answers}) == 1
     pool.proxy.until_idle()
     after = pool.proxy.completed()
     gained = {host_id: after[host_id] - before[host_id] for host_id in after}
-    assert sum(gained.values()) == 4
+    assert sum(gained.values()) == 12
     assert all(gained.values()), gained
 
 

@@ -127,7 +127,9 @@ def test_cost_is_finite_and_not_negative_and_explained(
         assert decision.reason
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+# Not of one that predicts seconds: where few ask for anything, a load may be over sooner than a
+# long answer on the host that has the model.
+@pytest.mark.parametrize("policy", sorted(set(POLICIES) - {"completion_time"}))
 @given(jobs=jobs_strategy, hosts=hosts_strategy, seed=st.integers(0, 99))
 def test_chosen_host_holds_the_model_where_any_free_one_does(
     policy: str, jobs: list[tuple], hosts: list[tuple], seed: int
