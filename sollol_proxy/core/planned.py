@@ -7,7 +7,7 @@ free host. What a planner leaves out, refuses to price or fails to plan goes by 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from sollol_proxy.core.holds import MAX_HOLD_S, Holds
@@ -73,12 +73,7 @@ class Planned:
 
     def place_at_once(self, job: Job, hosts: Sequence[HostEntry], now: float) -> Decision | None:
         """The planner's word on a job that comes while nobody waits; None = it has to plan."""
-        try:
-            decision = self._planner.place_at_once(job, hosts, now)
-        except Exception:  # noqa: BLE001 - see above
-            self.faults += 1
-            return None
-        return decision if isinstance(decision, Decision) else None
+        return self._decision(self._planner.place_at_once, job, hosts, now)
 
     def hold(
         self,
@@ -132,12 +127,8 @@ class Planned:
 
     def place(self, job: Job, free: Sequence[HostEntry], now: float) -> Decision | None:
         """Where a job goes that has been held to its bound; None = the planner does not know."""
-        try:
-            decision = self._planner.place(job, free, now)
-        except Exception:  # noqa: BLE001 - see above
-            self.faults += 1
-            return None
-        if not isinstance(decision, Decision):
+        decision = self._decision(self._planner.place, job, free, now)
+        if decision is None:
             return None
         return replace(decision, reason=f"held no longer; {decision.reason}")
 
@@ -155,6 +146,20 @@ class Planned:
             return ""
         hold, at_s = said
         return replace(hold, wait_s=max(hold.wait_s - (now - at_s), 0.0)).reason
+
+    def _decision(
+        self,
+        ask: Callable[[Job, Sequence[HostEntry], float], object],
+        job: Job,
+        hosts: Sequence[HostEntry],
+        now: float,
+    ) -> Decision | None:
+        try:
+            decision = ask(job, hosts, now)
+        except Exception:  # noqa: BLE001 - see above
+            self.faults += 1
+            return None
+        return decision if isinstance(decision, Decision) else None
 
     def _idle_times(
         self, jobs: Sequence[Job], free: Sequence[HostEntry], now: float

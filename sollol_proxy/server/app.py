@@ -90,13 +90,17 @@ def build_app(
     app.cleanup_ctx.append(run_services)
     app.on_response_prepare.append(tidy_headers)
     templates.install(app, config.templates)
+    _add_routes(app.router)
+    return app
+
+
+def _add_routes(router: web.UrlDispatcher) -> None:
     for method, path, handler in control.ROUTES:
-        app.router.add_route(method, path, entrance(handler))
-    app.router.add_route("*", "/sollol/{rest:.*}", entrance(control.unknown))
+        router.add_route(method, path, entrance(handler))
+    router.add_route("*", "/sollol/{rest:.*}", entrance(control.unknown))
     # The last one would do for all of them, but aiohttp finds a plain path sooner than a pattern.
     for path in (*plain_paths(), "/{path:.*}"):
-        app.router.add_route("*", path, entrance(by_table), expect_handler=bodies.expect)
-    return app
+        router.add_route("*", path, entrance(by_table), expect_handler=bodies.expect)
 
 
 async def by_table(request: web.Request) -> web.StreamResponse:

@@ -94,7 +94,6 @@ class _Pump(asyncio.Protocol):
         "_records",
         "_response",
         "_second",
-        "_separator",
         "_third",
         "_transport",
         "_watch",
@@ -108,8 +107,7 @@ class _Pump(asyncio.Protocol):
         self._transport = response.open_transport()
         descriptor = response.descriptor()
         self._descriptor = -1 if descriptor is None else descriptor
-        self._separator = watch.separator
-        self._record_end = (self._separator or b"") + b"\r\n"
+        self._record_end = (watch.separator or b"") + b"\r\n"
         self._content = watch.content
         self._is_behind = True
         """The client's transport may have bytes that have to go first."""
@@ -120,9 +118,9 @@ class _Pump(asyncio.Protocol):
         self._second: bytes | None = None
         self._third: bytes | None = None
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        reads = response.framing is Framing.CHUNKS and descriptor is not None and self._separator
-        self._reads = bool(reads)
-        if reads:
+        is_framed = response.framing is Framing.CHUNKS and watch.separator is not None
+        self._reads = is_framed and descriptor is not None
+        if self._reads:
             watch.lagging = self.tell
 
     @property
@@ -163,7 +161,6 @@ class _Pump(asyncio.Protocol):
         self._is_behind = True
         self.tell()
         self._connection.data_received(data)
-        # Only once a record has ended is it worth a look whether a chunk has, too.
         self._is_between = self._connection.is_between_chunks and self._watch.is_between
 
     def _still_behind(self) -> bool:

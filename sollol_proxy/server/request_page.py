@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from sollol_proxy.core.policies.completion_time import CompletionTime
 from sollol_proxy.core.policies.scene import EQUAL_RATIO
 from sollol_proxy.core.types import Cost, Decision, JobKind, RequestRecord, Term
 from sollol_proxy.server.figures import NOTHING, count, duration, figure, share, size
@@ -190,6 +191,8 @@ def _add_up(decision: Decision) -> bool:
 
 def _despite(decision: Decision) -> str:
     """Why the smallest sum did not decide, in words; empty where the chosen host has it."""
+    if decision.policy != CompletionTime.name:  # a policy of somebody else's
+        return ""
     total_s = decision.cost.total
     least_s = min((other.cost.total for other in decision.runners_up), default=total_s)
     if least_s >= total_s:
@@ -197,9 +200,9 @@ def _despite(decision: Decision) -> str:
     if total_s <= least_s * EQUAL_RATIO:
         return "Hosts that are within a tenth of each other take turns."
     return (
-        "The smallest sum is not all that counts: a second of waiting weighs as much as two of "
-        "work, and requests that wait are placed together, so that what is a little worse for one "
-        "may be better for all."
+        "The smallest sum is not all that counts: waiting weighs more than work, and requests "
+        "that wait are placed together, so that what is a little worse for one may be better for "
+        "all."
     )
 
 

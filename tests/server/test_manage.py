@@ -215,6 +215,9 @@ async def test_pull_ends_on_the_hosts_when_the_last_one_leaves() -> None:
     async with pool(*hosts(pull_bytes_per_s=1000)) as p:
         async with p.client.post(f"{p.proxy.url}/api/pull", json={"model": "qwen3:8b"}) as first:
             await first.content.readline()
+            async with asyncio.timeout(PATIENCE_S):  # the first line may be one host's alone
+                for host in p.hosts.values():
+                    await host.until(lambda stats: stats.manage.pulls == 1)
         async with asyncio.timeout(PATIENCE_S):
             for host in p.hosts.values():
                 await host.until(lambda stats: stats.manage.pulls_cancelled == 1)

@@ -135,6 +135,7 @@ def test_request_page_shows_seconds_that_add_up_to_their_sum(
 def test_request_page_says_why_the_smallest_sum_is_not_chosen(other: Cost, words: str) -> None:
     decision = replace(
         DECISION,
+        policy="completion_time",
         cost=seconds(wait=0.0, decode=1.2),
         runners_up=(Candidate("attic", other),),
         predicted_total_s=1.2,
@@ -143,6 +144,8 @@ def test_request_page_says_why_the_smallest_sum_is_not_chosen(other: Cost, words
     assert words in view.despite
     assert bool(words) is bool(view.despite)
     assert view.despite in Page(request_html(view)).text
+    other_policy = replace(RECORD, decision=replace(decision, policy="mine"))
+    assert request_view(other_policy, "1.2.3").despite == ""
 
 
 @given(values=st.lists(st.lists(st.floats(0, 500), min_size=1, max_size=5), min_size=1, max_size=4))

@@ -104,7 +104,7 @@ def price_on(
     matched = load_s = blocking_s = eviction_s = 0.0
     if row.token in host.held:
         # Beside a full host's wait a load that is under way is over before the job's turn.
-        load_s = host.loading_s(job.model) if view.loading and host.free() > 0 else 0.0
+        load_s = host.loading_s(job.model) if host.free() > 0 else 0.0
         matched = memory.affinity.matched_tokens(view.spec.id, job)
     else:
         step = host.step(host.held, row.token)

@@ -130,12 +130,13 @@ class HostOutlook:
     @property
     def ends_s(self) -> Sequence[float]:
         """When each job in flight that holds a slot is expected to end, soonest first."""
-        if not self._is_seen:
-            self._see()
+        self._see()
         return self._ends_s
 
     def _see(self) -> None:
-        """Look at the jobs in flight."""
+        """Look at the jobs in flight, once a plan."""
+        if self._is_seen:
+            return
         view, now = self.view, self._moment.now
         self._is_seen = True
         self._ends_s, self._busy_s, self._ends_of, self._loads = [], {}, {}, {}
@@ -180,7 +181,7 @@ class HostOutlook:
             return None
         if len(view.in_flight_by_model) >= view.spec.max_models:
             return None
-        self._see()  # once for both
+        self._see()  # for both
         side = copy(self)
         side.is_side = True
         return side
@@ -210,8 +211,7 @@ class HostOutlook:
 
     @property
     def _loads_s(self) -> dict[str, float]:
-        if not self._is_seen:
-            self._see()
+        self._see()
         return self._loads
 
     def step(self, held: Held, token: str) -> Step:
@@ -235,8 +235,7 @@ class HostOutlook:
 
     def _make_way(self, held: Held, token: str) -> _Way:
         view, model = self.view, name_of(token)
-        if not self._is_seen:
-            self._see()
+        self._see()
         by_name = {name_of(other): other for other in held}
         keep, gone, is_sure = evicted(view, self._memory, tuple(by_name), model, self._busy_s)
         drains = gone if is_sure else (*gone, *keep)
@@ -268,12 +267,10 @@ class HostOutlook:
         for model, count in view.in_flight_by_model.items():
             over = count - view.slots(model)
             if over >= 0:
-                if not self._is_seen:
-                    self._see()
+                self._see()
                 ready_s[self._tokens.get(model, model)] = sorted(self._ends_of[model])[over]
         if len(view.in_flight_by_model) >= view.spec.max_models:
-            if not self._is_seen:
-                self._see()
+            self._see()
             first_s = min(self._busy_s.values())
             for name, token in self._tokens.items():
                 if name not in self._ends_of:
