@@ -8,6 +8,8 @@ by how long they take to read a prompt, and that confirms it or takes it back.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from sollol_proxy.core.types import Job
 
@@ -18,11 +20,13 @@ ASSUMED_CONTEXT_TOKENS = 4096
 class _Blocks:
     """One host's blocks of one model: hash → tokens, tokens answered after it, the block before."""
 
-    __slots__ = ("_blocks", "_tokens")
+    __slots__ = ("_blocks", "_tokens", "has")
 
     def __init__(self) -> None:
         self._blocks: OrderedDict[int, tuple[int, int, int | None]] = OrderedDict()
         self._tokens = 0
+        self.has = self._blocks.__contains__
+        """Whether a block is there."""
 
     def matched(self, job: Job) -> int:
         """Estimated tokens of the prompt that are there."""
@@ -72,36 +76,55 @@ class _Blocks:
                 self._tokens -= own + answer
 
 
+_NONE: Mapping[str, _Blocks] = MappingProxyType({})
+
+
 class Affinity:
-    """The caches of all hosts, as guessed."""
+    """The caches of all hosts, as guessed: by model and host."""
 
     def __init__(self) -> None:
-        self._caches: dict[tuple[str, str], _Blocks] = {}
+        self._caches: dict[str, dict[str, _Blocks]] = {}
 
     def matched_tokens(self, host_id: str, job: Job) -> int:
         """Estimated tokens of the job's prompt that the host need not read again."""
         if not job.prefix or len(job.prefix) != len(job.prefix_tokens):
             return 0
-        blocks = self._caches.get((host_id, job.model))
+        blocks = self._caches.get(job.model, _NONE).get(host_id)
         return 0 if blocks is None else blocks.matched(job)
+
+    def matching(self, job: Job) -> dict[str, int]:
+        """The same by host, of those that have something of the prompt."""
+        matching: dict[str, int] = {}
+        if not job.prefix or len(job.prefix) != len(job.prefix_tokens):
+            return matching
+        first = job.prefix[0]
+        for host_id, blocks in self._caches.get(job.model, _NONE).items():
+            if blocks.has(first):
+                matching[host_id] = blocks.matched(job)
+        return matching
 
     def add(self, host_id: str, job: Job, *, answer_tokens: int, context_tokens: int) -> None:
         """The host has done the job. context_tokens: of all slots of the runner; 0 = unknown."""
         if not job.prefix or len(job.prefix) != len(job.prefix_tokens):
             return
-        blocks = self._caches.setdefault((host_id, job.model), _Blocks())
+        caches = self._caches.setdefault(job.model, {})
+        blocks = caches.get(host_id)
+        if blocks is None:
+            blocks = caches[host_id] = _Blocks()
         blocks.add(job, answer_tokens, context_tokens or ASSUMED_CONTEXT_TOKENS)
 
     def deny(self, host_id: str, job: Job) -> None:
         """The host took as long as if it had nothing of the prompt."""
-        blocks = self._caches.get((host_id, job.model))
+        blocks = self._caches.get(job.model, _NONE).get(host_id)
         if blocks is not None:
             blocks.forget(job)
 
     def drop(self, host_id: str, model: str) -> None:
         """The model has left the host's memory, and its cache with it."""
-        self._caches.pop((host_id, model), None)
+        caches = self._caches.get(model)
+        if caches is not None and caches.pop(host_id, None) is not None and not caches:
+            del self._caches[model]
 
     def models(self, host_id: str) -> list[str]:
         """Models of which the host has blocks."""
-        return [model for host, model in self._caches if host == host_id]
+        return [model for model, caches in self._caches.items() if host_id in caches]

@@ -14,7 +14,7 @@ from sollol_proxy.core.estimate import REFERENCE_PROMPT_TOKENS, DecayedMean
 from sollol_proxy.core.eviction import evicted
 from sollol_proxy.core.health import Health, HealthRules
 from sollol_proxy.core.lessons import learn_attempt, learn_residents
-from sollol_proxy.core.memory import HostMemory, Memory
+from sollol_proxy.core.memory import Memory
 from sollol_proxy.core.running import Beside, Running
 from sollol_proxy.core.snapshots import HostSnapshot
 from sollol_proxy.core.types import (
@@ -35,18 +35,18 @@ ASSUMED_SUCCESSES = 3
 """Good attempts that every host starts with: the first failure of a new host is not its measure."""
 
 
-def _bars_nothing(host: HostEntry, job: Job) -> bool:
-    return False
-
-
 class HostEntry:
     """A host of the pool; satisfies `policies.base.HostView`.
 
-    bars: whether a job that the host suits is better done by others; see `core.pool`.
-    memory: what was learnt, of this host and of the pool.
+    bars: whether a job that the host suits is better done by others; see `core.pool`. None = no
+        job is.
+    memory: what was learnt, of this host and of the pool. known: of this host.
     changes: another number after each change that a plan may depend on, but for how far its jobs
         have come.
     concurrency: jobs that the host is meant to run at once, whatever their models.
+    in_flight: jobs running there that hold a slot. in_flight_by_model: the same by canonical name,
+        none with 0. running: jobs in flight, those without a slot included.
+    loading: models that are being loaded, each with the job that they are loaded for.
     installed: replaced when it changes and never changed in place, so that it can be handed out
         and compared by identity.
     """
@@ -56,14 +56,15 @@ class HostEntry:
         spec: HostSpec,
         rules: HealthRules,
         now: float,
-        bars: Callable[[HostEntry, Job], bool] = _bars_nothing,
+        bars: Callable[[HostEntry, Job], bool] | None = None,
         memory: Memory | None = None,
     ) -> None:
         self.spec = spec
         self.memory = memory if memory is not None else Memory()
-        self.changes = self.memory.next_date()
+        self.known = self.memory.of(spec.id)
+        self.changes = next(self.memory.dates)
         self.concurrency = max(spec.slots, *spec.model_slots.values(), 1)
-        self._bars = bars
+        self.bars = bars
         self.health = Health(rules, since_s=now)
         self.installed: Mapping[str, InstalledModel] = {}
         self.inventory_known = False
@@ -76,9 +77,10 @@ class HostEntry:
         for _ in range(ASSUMED_SUCCESSES):
             self._success.add(1.0)
         self._jobs: dict[str, Running] = {}
-        self._loading: dict[str, str] = {}
-        self._by_model: dict[str, int] = {}
-        self._in_flight = 0
+        self.running: Collection[Running] = self._jobs.values()
+        self.loading: dict[str, str] = {}
+        self.in_flight_by_model: dict[str, int] = {}
+        self.in_flight = 0
         self._aliases: dict[str, tuple[str, ...]] = {}
         self._reported: Mapping[str, ResidentModel] = {}
         self._loads_begun: set[str] = set()
@@ -90,26 +92,6 @@ class HostEntry:
     def state(self) -> HostState:
         """Where the host stands."""
         return self.health.state
-
-    @property
-    def in_flight(self) -> int:
-        """Jobs running there that hold a slot."""
-        return self._in_flight
-
-    @property
-    def in_flight_by_model(self) -> Mapping[str, int]:
-        """The same by canonical model name."""
-        return self._by_model
-
-    @property
-    def known(self) -> HostMemory:
-        """What was learnt of this host."""
-        return self.memory.of(self.spec.id)
-
-    @property
-    def running(self) -> Collection[Running]:
-        """Jobs in flight there, those without a slot included."""
-        return self._jobs.values()
 
     @property
     def success_ratio(self) -> float | None:
@@ -125,17 +107,18 @@ class HostEntry:
         if explicit is not None:
             return explicit
         installed = self.installed.get(model)
-        return 1 if installed is not None and installed.is_embedder else self.spec.slots
+        is_embedder = installed is not None and "embedding" in installed.capabilities
+        return 1 if is_embedder else self.spec.slots
 
     def free_slots(self, model: str) -> int:
         """Slots for a model that are free now; names of one file share them."""
-        health = self.health
-        if not health.state.is_routable:
+        health, by_model = self.health, self.in_flight_by_model
+        if health.is_draining or not health.base.is_routable:
             return 0
-        running = self._by_model.get(model, 0)
+        running = by_model.get(model, 0)
         if self._aliases:
-            running += sum(self._by_model.get(alias, 0) for alias in self._aliases.get(model, ()))
-        if not running and len(self._by_model) >= self.spec.max_models:
+            running += sum(by_model.get(alias, 0) for alias in self._aliases.get(model, ()))
+        if not running and len(by_model) >= self.spec.max_models:
             return 0
         free = self.slots(model) - running
         if health.base is HostState.PROBATION:
@@ -161,11 +144,14 @@ class HostEntry:
 
     def is_eligible(self, job: Job) -> bool:
         """Whether the host may take the job at all, now or when a slot is free."""
-        return self.health.state.is_routable and self.could_serve(job)
+        health = self.health
+        if health.is_draining or not health.base.is_routable:
+            return False
+        return self.suits(job) and (self.bars is None or not self.bars(self, job))
 
     def could_serve(self, job: Job) -> bool:
         """Whether the host could take the job if it were up."""
-        return self.suits(job) and not self._bars(self, job)
+        return self.suits(job) and (self.bars is None or not self.bars(self, job))
 
     def suits(self, job: Job) -> bool:
         """Whether the host could take the job if it were up and there were no others."""
@@ -189,7 +175,7 @@ class HostEntry:
 
     def touch(self) -> None:
         """Something else has changed that decides what the host may do."""
-        self.changes = self.memory.next_date()
+        self.changes = next(self.memory.dates)
 
     def job(self, job_id: str) -> Job:
         """A job in flight here.
@@ -209,18 +195,21 @@ class HostEntry:
 
     def begin(self, job: Job, now: float) -> None:
         """The job goes to this host."""
-        self.touch()
+        self.changes = next(self.memory.dates)
         running = self._jobs[job.id] = Running(job, now)
         if not job.kind.takes_slot:
             return
-        self._beside.passes(now, self._by_model)
-        running.areas = self._beside.areas(job.model)
-        self.health.begin_trial(job.id)
-        running.matched_tokens = self.memory.affinity.matched_tokens(self.spec.id, job)
+        model, by_model = job.model, self.in_flight_by_model
+        self._beside.passes(now, by_model)
+        running.areas = self._beside.areas(model)
+        if self.health.base is HostState.PROBATION:
+            self.health.begin_trial(job.id)
+        if job.prefix:
+            running.matched_tokens = self.memory.affinity.matched_tokens(self.spec.id, job)
         running.was_cold = self.needs_load(job)
-        running.beside_load = bool(self._loading)
-        self._by_model[job.model] = self._by_model.get(job.model, 0) + 1
-        self._in_flight += 1
+        running.beside_load = bool(self.loading)
+        by_model[model] = by_model.get(model, 0) + 1
+        self.in_flight += 1
         if running.was_cold:
             self._begin_load(job)
 
@@ -228,14 +217,9 @@ class HostEntry:
         """Jobs here that have brought no byte yet."""
         return [each.job for each in self._jobs.values() if each.first_byte_s is None]
 
-    @property
-    def loading(self) -> Collection[str]:
-        """Models that are being loaded for a job."""
-        return self._loading
-
     def is_loading(self, job_id: str) -> bool:
         """Whether the host loads a model for this job."""
-        return job_id in self._loading.values()
+        return job_id in self.loading.values()
 
     def first_byte(self, job_id: str, now: float) -> None:
         """The job's answer begins: the model is loaded and the host works."""
@@ -247,9 +231,9 @@ class HostEntry:
         if not running.job.kind.takes_slot:
             return
         is_trial = self.health.base is HostState.PROBATION
-        if is_trial or self._in_flight >= self.concurrency or running.job.model in self._loading:
+        if is_trial or self.in_flight >= self.concurrency or running.job.model in self.loading:
             self.touch()  # elsewhere nothing depends on it: when a slot is free, a load, a trial
-            self._loading.pop(running.job.model, None)
+            self.loading.pop(running.job.model, None)
             self.health.trial_answers(job_id, now)
 
     def progress(self, job_id: str, tokens: int, now: float) -> None:
@@ -267,15 +251,15 @@ class HostEntry:
         now: float,
     ) -> None:
         """The job is over on this host."""
-        self.touch()
-        running = self._jobs[job_id]
+        self.changes = next(self.memory.dates)
+        running = self._jobs.pop(job_id)
         job = running.job
         if job.kind.takes_slot:
-            self._beside.passes(now, self._by_model)
+            self._beside.passes(now, self.in_flight_by_model)
             running.sharing = self._beside.sharing(running)
             self._release(job, result)
-        del self._jobs[job_id]
-        self.health.end_trial(job_id)
+        if self.health.trial is not None:
+            self.health.end_trial(job_id)
         if result is AttemptResult.MODEL_MISSING:
             self.installed = {
                 name: model for name, model in self.installed.items() if name != job.model
@@ -316,7 +300,8 @@ class HostEntry:
     def snapshot(self, now: float) -> HostSnapshot:
         """A frozen copy for pages and JSON."""
         health = self.health
-        busiest = max(self.resident, key=lambda model: self._by_model.get(model, 0), default="")
+        by_model = self.in_flight_by_model
+        busiest = max(self.resident, key=lambda model: by_model.get(model, 0), default="")
         return HostSnapshot(
             spec=self.spec,
             state=self.state,
@@ -324,10 +309,10 @@ class HostEntry:
             detail=health.detail,
             version=self.version,
             in_flight=self.in_flight,
-            in_flight_by_model=dict(self._by_model),
+            in_flight_by_model=dict(by_model),
             installed=tuple(self.installed.values()),
             resident=tuple(self.resident.values()),
-            loading=tuple(self._loading),
+            loading=tuple(self.loading),
             round_trip_s=self.round_trip_s,
             first_token_s=self.first_token_s(busiest, REFERENCE_PROMPT_TOKENS),
             decode_tokens_per_s=self.decode_tokens_per_s(busiest),
@@ -338,25 +323,26 @@ class HostEntry:
         )
 
     def _release(self, job: Job, result: AttemptResult) -> None:
-        self._in_flight -= 1
-        left = self._by_model[job.model] - 1
+        self.in_flight -= 1
+        left = self.in_flight_by_model[job.model] - 1
         if left:
-            self._by_model[job.model] = left
+            self.in_flight_by_model[job.model] = left
         else:
-            del self._by_model[job.model]
+            del self.in_flight_by_model[job.model]
             self._beside.stops(job.model)
-        if self._loading.get(job.model) == job.id:
-            del self._loading[job.model]
+        if self.loading and self.loading.get(job.model) == job.id:
+            del self.loading[job.model]
             if result is not AttemptResult.COMPLETED and not left:
                 # Nobody saw it answer: a load that was cut short leaves nothing in memory.
                 self.resident.pop(job.model, None)
 
     def _begin_load(self, job: Job) -> None:
-        self._loading[job.model] = job.id
+        self.loading[job.model] = job.id
         self._loads_begun.add(job.model)
         self.known.variants.loaded(job)
         self.memory.affinity.drop(self.spec.id, job.model)
-        _, gone, _ = evicted(self, self.memory, tuple(self.resident), job.model, self._by_model)
+        busy = self.in_flight_by_model
+        _, gone, _ = evicted(self, self.memory, tuple(self.resident), job.model, busy)
         for model in gone:
             del self.resident[model]
         self.resident[job.model] = ResidentModel(
@@ -368,9 +354,10 @@ class HostEntry:
     def _report_residents(self, reported: Mapping[str, ResidentModel]) -> None:
         learn_residents(self, self._reported, reported, self._loads_begun)
         self._reported = reported
-        self._loads_begun = set(self._loading)
+        self._loads_begun = set(self.loading)
         running = {
-            model: self.resident.get(model, ResidentModel(model)) for model in self._by_model
+            model: self.resident.get(model, ResidentModel(model))
+            for model in self.in_flight_by_model
         }
         self.resident = {**running, **reported}
 

@@ -104,19 +104,18 @@ def _learn_completed(host: Taught, running: Running, told: Observation) -> None:
     if job.kind is JobKind.TRANSCRIBE and seen.total_s is not None:
         speeds.learn_whole(job.kind, job.model, seen.total_s - load_s)
     memory.learn_prompt(job, seen)
-    before = speeds.prefill_of(job.model) is None, speeds.decode_of(job.model) is None
-    speeds.learn(
+    is_first = speeds.learn(
         job.model,
         seen,
         size_bytes=size_bytes,
         new_tokens=_new_tokens(host, running, seen),
         sharing=running.sharing,
     )
-    after = speeds.prefill_of(job.model) is None, speeds.decode_of(job.model) is None
-    memory.paces_changed(host.spec.id, job.model, is_first=before != after)
+    memory.paces_changed(host.spec.id, job.model, is_first=is_first)
     if seen.output_tokens is not None and job.kind is JobKind.GENERATE:
         _learn_length(memory, job, seen.output_tokens)
-    _learn_cache(host, job, seen)
+    if job.prefix:
+        _learn_cache(host, job, seen)
 
 
 def _learn_length(memory: Memory, job: Job, tokens: int) -> None:
@@ -154,8 +153,6 @@ def _new_tokens(host: Taught, running: Running, seen: Observation) -> int | None
 
 
 def _learn_cache(host: Taught, job: Job, seen: Observation) -> None:
-    if not job.prefix:
-        return
     resident = host.resident.get(job.model)
     context = resident.context_length if resident is not None else 0
     copy = host.installed.get(job.model)

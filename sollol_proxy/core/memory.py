@@ -52,7 +52,10 @@ class Pace(NamedTuple):
 
 @dataclass(slots=True)
 class HostMemory:
-    """What was learnt of one host. is_cpu: computes without a GPU; None = not known."""
+    """What was learnt of one host. is_cpu: computes without a GPU; None = not known.
+
+    The host keeps it for good; what is restored or forgotten is taken over into it.
+    """
 
     speeds: Speeds = field(default_factory=Speeds)
     variants: Variants = field(default_factory=Variants)
@@ -66,6 +69,11 @@ class HostMemory:
         if told:
             self.is_cpu = not any(model.size_vram_bytes for model in told)
         return self.is_cpu is not was
+
+    def take_over(self, other: HostMemory) -> None:
+        """Know what the other does, and nothing else."""
+        self.speeds, self.variants = other.speeds, other.variants
+        self.room, self.is_cpu = other.room, other.is_cpu
 
     def export(self) -> dict[str, Any]:
         """Everything, for JSON."""
@@ -100,11 +108,12 @@ class Memory:
 
     epoch: another number whenever guesses may have changed that rest on other hosts.
     life: another number after everything was forgotten or restored.
+    dates: of changes of hosts; no two have the same, nor is a later one smaller.
     """
 
     def __init__(self) -> None:
         self.epoch = self.life = 0
-        self._dates = count(1)
+        self.dates = count(1)
         self.lengths = Lengths()
         self.demand = Demand()
         self.affinity = Affinity()
@@ -157,10 +166,6 @@ class Memory:
 
     # Learning
 
-    def next_date(self) -> int:
-        """A number for a change of some host; no two changes have the same."""
-        return next(self._dates)
-
     def paces_changed(self, host_id: str, model: str, *, is_first: bool) -> None:
         """A host's speed was learnt. is_first: it had not been measured with this model before."""
         self._paces.pop(host_id, None)
@@ -199,8 +204,13 @@ class Memory:
 
     def export(self) -> dict[str, Any]:
         """What is worth keeping over a restart, as JSON-able values."""
+        nothing = HostMemory().export()
         return {
-            "hosts": {host_id: host.export() for host_id, host in self._hosts.items()},
+            "hosts": {
+                host_id: known
+                for host_id, host in self._hosts.items()
+                if (known := host.export()) != nothing
+            },
             "lengths": self.lengths.export(),
             "victims": self.victims.export(),
             "stats": self.stats.export(),
@@ -230,10 +240,12 @@ class Memory:
     # Inside
 
     def _take_over(self, made: Memory) -> None:
-        kept = self.epoch + 1, self.life + 1, self._dates
+        kept = self.epoch + 1, self.life + 1, self.dates, self._hosts
+        for host_id in {*self._hosts, *made._hosts}:
+            self.of(host_id).take_over(made.of(host_id))
         for name, value in vars(made).items():
             setattr(self, name, value)
-        self.epoch, self.life, self._dates = kept
+        self.epoch, self.life, self.dates, self._hosts = kept
 
     def _pace(self, host_id: str, model: str, size_bytes: int) -> Pace:
         host = self.of(host_id)

@@ -27,6 +27,9 @@ class Pool:
     """All hosts, in the order of the configuration.
 
     Whoever changes an entry calls `note` afterwards.
+
+    compares: there is something for which hosts may be left out; mostly there is not.
+    is_all_up: every host may be given jobs. False also after a change until somebody asks which.
     """
 
     def __init__(
@@ -38,15 +41,16 @@ class Pool:
         keeps_newest: bool,
         memory: Memory | None = None,
     ) -> None:
-        self._hosts = {spec.id: HostEntry(spec, rules, now, self._bars, memory) for spec in specs}
+        # Asked for each host and job, so it is kept.
+        self.compares = keeps_newest
+        bars = self._bars if keeps_newest else None
+        self._hosts = {spec.id: HostEntry(spec, rules, now, bars, memory) for spec in specs}
         self._keeps_newest = keeps_newest
         self._drift = Drift(self._hosts.values())
         self._missing = MissingRoutes()
-        # Asked for each host and job, so it is kept: mostly there is nothing to compare.
-        self._compares = keeps_newest
         self._known_elsewhere: dict[Lane, bool] = {}
         self._routable: list[HostEntry] | None = None
-        self._is_all_up = False
+        self.is_all_up = False
         self._seen: dict[str, tuple[bool, str, Mapping[str, InstalledModel]]] = {}
 
     def __iter__(self) -> Iterator[HostEntry]:
@@ -66,19 +70,12 @@ class Pool:
         """Those that may be given jobs; made anew when `note` hears of a change."""
         if self._routable is None:
             self._routable = [host for host in self if host.state.is_routable]
-            self._is_all_up = len(self._routable) == len(self._hosts)
+            self.is_all_up = len(self._routable) == len(self._hosts)
         return self._routable
-
-    @property
-    def is_all_up(self) -> bool:
-        """Whether every host may be given jobs."""
-        if self._routable is None:
-            self.routable()
-        return self._is_all_up
 
     def out(self) -> Sequence[HostEntry]:
         """The others: new, ejected, draining. Mostly there are none."""
-        if self.is_all_up:
+        if len(self.routable()) == len(self._hosts):
             return ()
         return [host for host in self if not host.state.is_routable]
 
@@ -131,7 +128,7 @@ class Pool:
 
     def left_out(self, job: Job) -> list[tuple[str, str]]:
         """Host id and reason of the routable hosts that suit the job and do not get it."""
-        if not self._compares:
+        if not self.compares:
             return []
         return [
             (host.spec.id, self._why_barred(host, job))
@@ -141,7 +138,7 @@ class Pool:
 
     def is_missing_everywhere(self, job: Job) -> bool:
         """Whether every host that may take the job is known to lack its route."""
-        return self._compares and all(
+        return self.compares and all(
             self._missing.has(host, job.route) for host in self.eligible(job)
         )
 
@@ -149,13 +146,18 @@ class Pool:
 
     def note(self, host: HostEntry) -> None:
         """The host may have changed: what follows from how it was is forgotten."""
-        seen = self._seen.get(host.spec.id)
-        now = (host.state.is_routable, host.version, host.installed)
+        seen, health = self._seen.get(host.spec.id), host.health
+        is_routable = health.base.is_routable and not health.is_draining
         # The inventory by identity: an entry replaces it when it changes, and only then.
-        if seen is not None and seen[:2] == now[:2] and seen[2] is now[2]:
+        if (
+            seen is not None
+            and seen[0] is is_routable
+            and seen[1] == host.version
+            and seen[2] is host.installed
+        ):
             return
-        self._seen[host.spec.id] = now
-        self._routable = None
+        self._seen[host.spec.id] = is_routable, host.version, host.installed
+        self._routable, self.is_all_up = None, False
         self._drift.forget()
         self._missing.retain(self)
         self._missing_changed()
@@ -181,7 +183,7 @@ class Pool:
 
         Not where the job names its host: it is asked for what this one has.
         """
-        if not self._compares or job.only:
+        if job.only:
             return False
         return self._is_outdated(host, job) or (
             self._missing.has(host, job.route) and self._is_known_elsewhere(job)
@@ -189,8 +191,9 @@ class Pool:
 
     def _missing_changed(self) -> None:
         self._known_elsewhere.clear()
-        self._compares = self._keeps_newest or len(self._missing) > 0
+        self.compares = self._keeps_newest or len(self._missing) > 0
         for host in self:
+            host.bars = self._bars if self.compares else None
             host.touch()
 
     def _is_outdated(self, host: HostEntry, job: Job) -> bool:

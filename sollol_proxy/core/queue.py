@@ -38,7 +38,9 @@ class _Place(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Entry:
+class Entry:
+    """A job that waits."""
+
     place: _Place
     enqueued_s: float
     shift_s: float
@@ -53,20 +55,21 @@ class Queue:
     """Waiting jobs in order. Not bounded by itself: the scheduler refuses.
 
     ageing_s: seconds of waiting that are worth one level of priority.
+    entries: by job id; changed by nobody else. Empty = nobody waits.
     """
 
     def __init__(self, ageing_s: float) -> None:
         self.ageing_s = ageing_s
         self._lanes: dict[Lane, list[_Place]] = {}
-        self._entries: dict[str, _Entry] = {}
+        self.entries: dict[str, Entry] = {}
         self._deadlines: list[tuple[float, str]] = []
         self._serial = 0
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.entries)
 
     def __contains__(self, job_id: str) -> bool:
-        return job_id in self._entries
+        return job_id in self.entries
 
     def key(self, job: Job) -> float:
         """The job's place, seconds; constant while it waits."""
@@ -78,18 +81,18 @@ class Queue:
         Raises:
             ValueError: a job of that id waits already.
         """
-        if job.id in self._entries:
+        if job.id in self.entries:
             raise ValueError(f"job {job.id} waits already")
         self._serial += 1
         place = _Place(self.key(job) + shift_s, self._serial, job)
-        self._entries[job.id] = _Entry(place, now, shift_s)
+        self.entries[job.id] = Entry(place, now, shift_s)
         insort(self._lanes.setdefault(lane_of(job), []), place, key=lambda p: (p.key, p.serial))
         if job.deadline_s is not None:
             heappush(self._deadlines, (job.deadline_s, job.id))
 
     def remove(self, job_id: str) -> Job | None:
         """Take a job out; None when it does not wait."""
-        entry = self._entries.pop(job_id, None)
+        entry = self.entries.pop(job_id, None)
         if entry is None:
             return None
         place = entry.place
@@ -107,18 +110,18 @@ class Queue:
         Raises:
             KeyError: no job of that id waits.
         """
-        entry = self._entries[job.id]
+        entry = self.entries[job.id]
         self.remove(job.id)
         self.add(job, entry.enqueued_s, entry.shift_s)
 
     def get(self, job_id: str) -> Job | None:
         """A waiting job."""
-        entry = self._entries.get(job_id)
+        entry = self.entries.get(job_id)
         return None if entry is None else entry.place.job
 
     def waited_s(self, job_id: str, now: float) -> float:
         """Seconds since the job was let in."""
-        return max(0.0, now - self._entries[job_id].enqueued_s)
+        return max(0.0, now - self.entries[job_id].enqueued_s)
 
     def lanes(self) -> list[Lane]:
         """Lanes in which somebody waits."""
@@ -157,7 +160,7 @@ class Queue:
             job_id: entry.place.job
             for deadline_s, job_id in self._deadlines
             if deadline_s <= now
-            and (entry := self._entries.get(job_id)) is not None
+            and (entry := self.entries.get(job_id)) is not None
             and entry.place.job.deadline_s == deadline_s
         }
         return list(overdue.values())
@@ -165,7 +168,7 @@ class Queue:
     def _drop_stale_deadlines(self) -> None:
         while self._deadlines:
             deadline_s, job_id = self._deadlines[0]
-            entry = self._entries.get(job_id)
+            entry = self.entries.get(job_id)
             if entry is not None and entry.place.job.deadline_s == deadline_s:
                 return
             heappop(self._deadlines)

@@ -130,9 +130,9 @@ class Scheduler:
             return [Refuse(job.id, Outcome.DRAINING, "the proxy is shutting down", 1.0)]
         if job.attempt == 1 and job.kind.takes_slot:
             self.memory.demand.add(job.model, now)
-        asked = self._as_asked(job)
-        if not len(self._queue) and (at_once := self._at_once(asked, now)) is not None:
+        if not self._queue.entries and (at_once := self._at_once(job, now)) is not None:
             return [at_once]
+        asked = self._as_asked(job)
         self._queue.add(asked, now, self._key_shift(asked))
         effects = self._dispatch(now, arrived=asked)
         if (
@@ -157,10 +157,11 @@ class Scheduler:
         host = self._running.get(job_id)
         if host is None:
             return []
-        was = host.state
-        effects: list[Effect] = [ProbeNow(host.spec.id)] if host.is_loading(job_id) else []
+        was, effects = host.health.base, list[Effect]()
+        if host.loading and host.is_loading(job_id):
+            effects.append(ProbeNow(host.spec.id))
         host.first_byte(job_id, now)
-        return effects + self._dispatch(now) if host.state is not was else effects
+        return effects + self._dispatch(now) if host.health.base is not was else effects
 
     def progress(self, job_id: str, tokens: int, now: float) -> list[Effect]:
         """A job in flight has streamed so many output tokens so far.
@@ -200,12 +201,14 @@ class Scheduler:
         job = host.job(job_id)
         host.end(job_id, result, observation, detail, now)
         self._pool.note(host)
-        self._pool.learn_route(host, job, result)
+        if self._pool.compares or result is AttemptResult.ROUTE_MISSING:
+            self._pool.learn_route(host, job, result)
         if result is AttemptResult.COMPLETED and observation is not None:
             self.memory.stats.add(job, observation)
-        unloads = job.kind is JobKind.UNLOAD
-        effects: list[Effect] = [ProbeNow(host.spec.id)] if unloads else []
-        return effects + self._dispatch(now)
+        effects: list[Effect] = []
+        if job.kind is JobKind.UNLOAD:
+            effects.append(ProbeNow(host.spec.id))
+        return effects + self._dispatch(now) if self._queue.entries else effects
 
     # Hosts
 
@@ -286,7 +289,7 @@ class Scheduler:
 
     def next_timer_s(self) -> float | None:
         """When `tick` has to be called at the latest; None = not needed."""
-        if not self._stranded_since and not len(self._queue) and self._pool.is_all_up:
+        if not self._queue.entries and not self._stranded_since and self._pool.is_all_up:
             return None  # nobody waits, nobody is held, nobody is out
         instants = [since + self._rules.no_host_wait_s for since in self._stranded_since.values()]
         deadline_s = self._queue.next_deadline_s()
@@ -369,12 +372,26 @@ class Scheduler:
 
     def _at_once(self, job: Job, now: float) -> Dispatch | None:
         """Give a job that comes while nobody waits to its host, without letting it in first."""
-        planned = self._planned
-        if planned is None or not job.kind.takes_slot:
+        if not job.kind.takes_slot:
             return None
-        decision = planned.place_at_once(job, self._pool.routable(), now)
-        if decision is None:
-            return None
+        hosts, planned = self._pool.routable(), self._planned
+        if planned is not None:
+            decision = planned.place_at_once(job, hosts, now)
+            return None if decision is None else self._checked(decision, job, now)
+        for host in hosts:
+            if self._may_take(host, job):
+                break
+        else:
+            return None  # no policy is asked where no host is free
+        for policy in (self._policy, self._fallback):
+            for decision in self._plan(policy, [job], hosts, now):
+                dispatch = self._checked(decision, job, now)
+                if dispatch is not None:
+                    return dispatch
+        return None
+
+    def _checked(self, decision: Decision, job: Job, now: float) -> Dispatch | None:
+        """Carry out a decision on a job that has not been let in; None = it cannot be."""
         host = self._pool.get(decision.host_id)
         if host is None or decision.job_id != job.id or not self._may_take(host, job):
             self._plan_faults += 1
@@ -389,11 +406,19 @@ class Scheduler:
         now: float,
         *,
         waited_s: float,
-        predicted_wait_s: float,
+        predicted_wait_s: float | None,
     ) -> Dispatch:
-        reason = of_decision(job, self._pool)
+        reason = of_decision(job, self._pool) if self._pool.compares else ""
         host.begin(job, now)
         self._running[job.id] = host
+        if decision.predicted_total_s is None:
+            predicted_wait_s = None
+        if (
+            not reason
+            and waited_s == decision.waited_s
+            and predicted_wait_s == decision.predicted_wait_s
+        ):
+            return Dispatch(decision)
         return Dispatch(
             Decision(
                 decision.job_id,
@@ -403,7 +428,7 @@ class Scheduler:
                 decision.reason + reason if reason else decision.reason,
                 decision.runners_up,
                 waited_s,
-                None if decision.predicted_total_s is None else predicted_wait_s,
+                predicted_wait_s,
                 decision.predicted_total_s,
             )
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import log
-from typing import Any, TypeGuard
+from typing import Any
 
 from sollol_proxy.core.estimate import (
     LOAD_THRESHOLD_S,
@@ -62,10 +62,6 @@ class Sharing:
 ALONE = Sharing()
 
 
-def _is_measured(seconds: float | None) -> TypeGuard[float]:
-    return seconds is not None and seconds >= MIN_SECONDS
-
-
 @dataclass(slots=True)
 class Speeds:
     """One host's speeds by canonical model name, as of a job alone on the host."""
@@ -77,6 +73,8 @@ class Speeds:
     _sizes: dict[str, int] = field(default_factory=dict)
     _load_rate: Rate = field(default_factory=Rate)
     _alpha: DecayedMean = field(default_factory=lambda: DecayedMean(ALPHA_FORGETTING))
+    _shares: float = DEFAULT_ALPHA
+    """The value of `_alpha`."""
 
     def learn(
         self,
@@ -86,23 +84,39 @@ class Speeds:
         size_bytes: int = 0,
         new_tokens: int | None = None,
         sharing: Sharing = ALONE,
-    ) -> None:
+    ) -> bool:
         """Take the phases of a completed attempt in; phases that it does not tell teach nothing.
 
         new_tokens: prompt tokens that were not in the cache; None = probably all of them.
+        Returns whether it was the first to tell a speed of this model.
         """
         if size_bytes:
             self._sizes[model] = size_bytes
         weight = SAMPLE_WEIGHT * (TIMED_WEIGHT if observation.is_timed else 1.0)
-        slowed = sharing.runners * self.share(sharing.streams)
+        is_first = False
         tokens, seconds = observation.prompt_tokens, observation.prefill_s
         read = tokens if new_tokens is None else new_tokens
-        if read is not None and _is_measured(seconds) and read >= MIN_PREFILL_TOKENS:
-            rate = self._prefill.setdefault(model, Rate())
+        if (
+            read is not None
+            and read >= MIN_PREFILL_TOKENS
+            and seconds is not None
+            and seconds >= MIN_SECONDS
+        ):
+            rate = self._prefill.get(model)
+            if rate is None:
+                rate, is_first = self._prefill.setdefault(model, Rate()), True
+            slowed = sharing.runners * self.share(sharing.streams)
             rate.add_unless_cache_hit(read / seconds * slowed, weight)
         tokens, seconds = observation.output_tokens, observation.decode_s
-        if tokens is not None and _is_measured(seconds) and tokens >= MIN_DECODE_TOKENS:
+        if (
+            tokens is not None
+            and tokens >= MIN_DECODE_TOKENS
+            and seconds is not None
+            and seconds >= MIN_SECONDS
+        ):
+            is_first = is_first or model not in self._decode
             self._learn_decode(model, tokens / seconds, sharing, weight)
+        return is_first
 
     def learn_load(self, model: str, load_s: float, size_bytes: int) -> None:
         """A load took so long."""
@@ -137,12 +151,11 @@ class Speeds:
     @property
     def alpha(self) -> float:
         """With b streams of a model each runs at 1 ÷ (1 + alpha · (b − 1)) of its speed alone."""
-        value = self._alpha.value
-        return DEFAULT_ALPHA if value is None else value
+        return self._shares
 
     def share(self, streams: float) -> float:
         """How many times slower one of so many streams runs; ≥ 1."""
-        return 1.0 + self.alpha * max(streams - 1.0, 0.0)
+        return 1.0 + self._shares * (streams - 1.0) if streams > 1.0 else 1.0
 
     def prefill_of(self, model: str) -> float | None:
         """Prompt tokens a second measured with this model; None = none were."""
@@ -168,10 +181,15 @@ class Speeds:
         None as long as no prompt of the host has been measured. An unknown decode speed adds
         nothing: embeddings have none.
         """
-        prefill = self.prefill_tokens_per_s(model)
-        if prefill is None:
+        # Asked for each host of each request, so what was measured is read without a call.
+        rate = self._prefill.get(model)
+        prefill = rate.value if rate is not None else None
+        if prefill is None and (prefill := self._of(self._prefill, model, 0, 1.0)) is None:
             return None
-        decode = self.decode_tokens_per_s(model)
+        rate = self._decode.get(model)
+        decode = rate.value if rate is not None else None
+        if decode is None and self._decode:
+            decode = self._of(self._decode, model, 0, SIZE_EXPONENT)
         return max(prompt_tokens, 1) / prefill + (1 / decode if decode else 0.0)
 
     def export(self) -> dict[str, Any]:
@@ -211,15 +229,20 @@ class Speeds:
         if data.get("load_rate") is not None:
             speeds._load_rate.add(positive(data["load_rate"]))
         if data.get("alpha") is not None:
-            speeds._alpha.add(min(number(data["alpha"]), MAX_ALPHA))
+            speeds._learn_alpha(min(number(data["alpha"]), MAX_ALPHA))
         return speeds
+
+    def _learn_alpha(self, sample: float) -> None:
+        self._alpha.add(sample)
+        value = self._alpha.value
+        self._shares = DEFAULT_ALPHA if value is None else value
 
     def _learn_decode(self, model: str, sample: float, sharing: Sharing, weight: float) -> None:
         rate = self._decode.setdefault(model, Rate())
         alone = sample * sharing.runners
         if sharing.streams >= _SHARED and rate.value is not None:
             alpha = (rate.value / alone - 1.0) / (sharing.streams - 1.0)
-            self._alpha.add(min(max(alpha, 0.0), MAX_ALPHA))
+            self._learn_alpha(min(max(alpha, 0.0), MAX_ALPHA))
             weight /= sharing.streams
         rate.add(alone * self.share(sharing.streams), weight)
 

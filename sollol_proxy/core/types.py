@@ -14,7 +14,16 @@ from typing import TypeAlias
 
 
 class JobKind(StrEnum):
-    """What a request asks of a host, as far as scheduling cares."""
+    """What a request asks of a host, as far as scheduling cares.
+
+    takes_slot: the job occupies a runner of the host while it runs. needs_model: only hosts that
+        have the model can answer. is_passed: it goes to the first host that may take it, at once,
+        without a policy. Plain attributes: every request asks for them a dozen times.
+    """
+
+    takes_slot: bool
+    needs_model: bool
+    is_passed: bool
 
     GENERATE = "generate"
     EMBED = "embed"
@@ -32,27 +41,10 @@ class JobKind(StrEnum):
     MANAGE = "manage"
     """One host's part of a request that several hosts carry out: a pull, a copy, a blob."""
 
-    @property
-    def takes_slot(self) -> bool:
-        """Whether the job occupies a runner of the host while it runs."""
-        return self in _TAKES_SLOT
-
-    @property
-    def needs_model(self) -> bool:
-        """Whether only hosts that have the model can answer."""
-        return self not in _NEEDS_NO_MODEL
-
-    @property
-    def is_passed(self) -> bool:
-        """Whether the job goes to the first host that may take it, at once, without a policy."""
-        return self in _PASSED
-
-
-_TAKES_SLOT = frozenset({JobKind.GENERATE, JobKind.EMBED, JobKind.TRANSCRIBE, JobKind.LOAD})
-
-_PASSED = frozenset({JobKind.PASS, JobKind.MANAGE})
-
-_NEEDS_NO_MODEL = _PASSED | {JobKind.OTHER}
+    def __init__(self, value: str) -> None:
+        self.takes_slot = value in ("generate", "embed", "transcribe", "load")
+        self.is_passed = value in ("pass", "manage")
+        self.needs_model = not self.is_passed and value != "other"
 
 
 class TaskType(StrEnum):
@@ -75,7 +67,12 @@ class Complexity(StrEnum):
 
 
 class HostState(StrEnum):
-    """Where a host stands; see `core.health` for the transitions."""
+    """Where a host stands; see `core.health` for the transitions.
+
+    is_routable: the host may be given jobs.
+    """
+
+    is_routable: bool
 
     UNKNOWN = "unknown"
     """No probe has answered yet."""
@@ -87,10 +84,8 @@ class HostState(StrEnum):
     DRAINING = "draining"
     """Finishes what it has, takes nothing new."""
 
-    @property
-    def is_routable(self) -> bool:
-        """Whether the host may be given jobs."""
-        return self in (HostState.HEALTHY, HostState.PROBATION)
+    def __init__(self, value: str) -> None:
+        self.is_routable = value in ("healthy", "probation")
 
 
 class Outcome(StrEnum):
@@ -347,7 +342,7 @@ class Decision:
     policy: str
     cost: Cost
     reason: str
-    runners_up: tuple[Candidate, ...] = ()
+    runners_up: Sequence[Candidate] = ()
     waited_s: float = 0.0
     predicted_wait_s: float | None = None
     predicted_total_s: float | None = None

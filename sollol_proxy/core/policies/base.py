@@ -13,8 +13,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from random import Random
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 from sollol_proxy.core.memory import HostMemory, Memory
 from sollol_proxy.core.running import Running
@@ -28,6 +29,7 @@ from sollol_proxy.core.types import (
     Job,
     ResidentModel,
 )
+from sollol_proxy.core.unread import MadeWhenRead
 
 TIE_RATIO = 1.001
 """Costs within a thousandth of the best count as equal: no measured figure is more exact."""
@@ -206,6 +208,29 @@ class Planner(ABC):
         return list(self.plan_all(jobs, hosts, now).decisions) if jobs else []
 
 
+class _Offer(NamedTuple):
+    """What a host with a free slot would cost."""
+
+    needs_load: bool
+    cost: Cost
+    host: HostView
+
+
+_BY_COST = attrgetter("needs_load", "cost.total")
+
+
+class _RunnersUp(MadeWhenRead[Candidate]):
+    """Offers as candidates."""
+
+    __slots__ = ("_offers",)
+
+    def __init__(self, offers: Sequence[_Offer]) -> None:
+        self._offers = [(offer.host.spec.id, offer.cost) for offer in offers]
+
+    def made(self) -> tuple[Candidate, ...]:
+        return tuple([Candidate(host_id, cost) for host_id, cost in self._offers])
+
+
 class PerJob(ABC):
     """Gives each job, in queue order, the cheapest host with a free slot.
 
@@ -235,7 +260,11 @@ class PerJob(ABC):
         decisions = []
         for job in waiting:
             eligible = [host for host in hosts if host.is_eligible(job)]
-            free = [host for host in eligible if ledger.has_free(host, job)]
+            free = (
+                [host for host in eligible if ledger.has_free(host, job)]
+                if job.kind.takes_slot
+                else eligible
+            )
             if not free:
                 continue
             decision = self._choose(job, free, eligible, now)
@@ -246,39 +275,38 @@ class PerJob(ABC):
     def _choose(
         self, job: Job, free: Sequence[HostView], eligible: Sequence[HostView], now: float
     ) -> Decision:
-        priced = [(host, self.cost(job, host, eligible, now)) for host in free]
-        self._rng.shuffle(priced)  # among hosts that were never used, any may be the first
-        priced.sort(key=lambda entry: (entry[0].needs_load(job), entry[1].total))
-        host, cost = min(self._equal_to_first(job, priced), key=self._turn_of)
+        priced = [
+            _Offer(host.needs_load(job), self.cost(job, host, eligible, now), host) for host in free
+        ]
+        if len(priced) > 1:
+            self._rng.shuffle(priced)  # among hosts that were never used, any may be the first
+            priced.sort(key=_BY_COST)
+        chosen = min(self._equal_to_first(priced), key=self._turn_of)
+        needs_load, cost, host = chosen
         self._turn += 1
         self._last_turn[host.spec.id] = self._turn
-        needs_load = host.needs_load(job)
         return Decision(
             job_id=job.id,
             host_id=host.spec.id,
             policy=self.name,
             cost=cost,
             reason=self.reason(job, host, cost, needs_load=needs_load, others=len(priced) - 1),
-            runners_up=tuple(
-                Candidate(other.spec.id, price) for other, price in priced if other is not host
-            ),
+            runners_up=_RunnersUp([each for each in priced if each is not chosen]),
         )
 
-    def _turn_of(self, entry: tuple[HostView, Cost]) -> int:
+    def _turn_of(self, offer: _Offer) -> int:
         """The turn in which the host was last used; 0 = never."""
-        return self._last_turn.get(entry[0].spec.id, 0)
+        return self._last_turn.get(offer.host.spec.id, 0)
 
     @staticmethod
-    def _equal_to_first(
-        job: Job, priced: Sequence[tuple[HostView, Cost]]
-    ) -> list[tuple[HostView, Cost]]:
+    def _equal_to_first(priced: Sequence[_Offer]) -> list[_Offer]:
         """The first and those that are as good, all in memory or none."""
-        best, cheapest = priced[0]
-        needs_load = best.needs_load(job)
+        needs_load, cheapest, _ = priced[0]
+        limit = cheapest.total * TIE_RATIO
         return [
-            (host, cost)
-            for host, cost in priced
-            if host.needs_load(job) is needs_load and cost.total <= cheapest.total * TIE_RATIO
+            offer
+            for offer in priced
+            if offer.needs_load is needs_load and offer.cost.total <= limit
         ]
 
     def reason(self, job: Job, host: HostView, cost: Cost, *, needs_load: bool, others: int) -> str:

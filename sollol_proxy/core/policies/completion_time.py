@@ -11,17 +11,16 @@ The constants come from a simulator of Ollama pools; see `Options`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from heapq import nsmallest
 from math import expm1, log
 from random import Random
 
 from sollol_proxy.core.policies.base import HostView, Plan, Planner
-from sollol_proxy.core.policies.explain import Price, reason_for
+from sollol_proxy.core.policies.explain import Price, Priced, RunnersUp, reason_for
 from sollol_proxy.core.policies.layout import Wish
 from sollol_proxy.core.policies.lone import best_host
 from sollol_proxy.core.policies.outlook import LoadPrices
 from sollol_proxy.core.policies.scene import Options, Scene, Views, best_of, idle_times, least_s
-from sollol_proxy.core.types import Candidate, Decision, Job
+from sollol_proxy.core.types import Decision, Job
 
 MIN_SERVICE_S = 0.05
 """Shortest service time that moves a job forward in the queue; bounds how far."""
@@ -61,8 +60,8 @@ class CompletionTime(Planner):
 
     def place_at_once(self, job: Job, hosts: Sequence[HostView], now: float) -> Decision | None:
         """See `Planner.place_at_once`; nothing where only a whole plan can tell."""
-        views = self._kept()
-        best = best_host(views, job, hosts, now, turn_of=self.turn_of, options=self.options)
+        views, turns = self._kept(), self._last_turn
+        best = best_host(views, job, hosts, now, turns=turns, options=self.options)
         if best is None:
             return None
         return self._decided(job, best.host_id, best.price, best.others)
@@ -106,7 +105,7 @@ class CompletionTime(Planner):
         if not waits:
             price = price._replace(wait_s=0.0)
         named = ((scene.hosts[other].view.spec.id, its) for other, its in prices.items())
-        others = [(other_id, its) for other_id, its in named if other_id != host_id]
+        others = [(its.total_s, other_id, its) for other_id, its in named if other_id != host_id]
         return self._decided(job, host_id, price, others, waits=waits)
 
     def _decided(
@@ -114,22 +113,22 @@ class CompletionTime(Planner):
         job: Job,
         host_id: str,
         price: Price,
-        others: list[tuple[str, Price]],
+        others: list[Priced],
         *,
         waits: bool = False,
     ) -> Decision:
         self._turn += 1
         self._last_turn[host_id] = self._turn
         if len(others) > 1:
-            others = nsmallest(
-                NAMED_RUNNERS_UP, others, key=lambda entry: (entry[1].total_s, entry[0])
-            )
+            others.sort()
+            del others[NAMED_RUNNERS_UP:]
         return Decision(
             job_id=job.id,
             host_id=host_id,
             policy=self.name,
             cost=price.cost(),
             reason=reason_for(host_id, price, others, only_free=waits),
-            runners_up=tuple(Candidate(other, its.cost()) for other, its in others),
+            runners_up=RunnersUp(others),
+            predicted_wait_s=0.0,
             predicted_total_s=price.wait_s + price.own_s,
         )

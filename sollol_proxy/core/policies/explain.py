@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple, overload
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
 
 from sollol_proxy.core.memory import Memory
 from sollol_proxy.core.policies.lanes import Row
 from sollol_proxy.core.policies.outlook import HostOutlook
 from sollol_proxy.core.predict import output_tokens, phases
-from sollol_proxy.core.types import Cost, Job, JobKind, Term
+from sollol_proxy.core.types import Candidate, Cost, Job, JobKind, Term
+from sollol_proxy.core.unread import MadeWhenRead
 
 _NAMED = 2
 
@@ -60,32 +61,33 @@ class Price(NamedTuple):
         return tuple(Term(*term) for term in zip(_TERMS, self, texts, strict=True))
 
 
-class _Terms(Sequence[Term]):
-    """The terms of a price, made when somebody reads them: of most decisions nobody does."""
+Priced: TypeAlias = tuple[float, str, Price]
+"""A host with what the job would cost there: total seconds, id, price. The cheapest is less."""
+
+
+class _Terms(MadeWhenRead[Term]):
+    """The terms of a price."""
 
     __slots__ = ("_price",)
 
     def __init__(self, price: Price) -> None:
         self._price = price
 
-    def __len__(self) -> int:
-        return len(_TERMS)
+    def made(self) -> tuple[Term, ...]:
+        return self._price.terms()
 
-    @overload
-    def __getitem__(self, index: int) -> Term: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Term, ...]: ...
-    def __getitem__(self, index: int | slice) -> Term | tuple[Term, ...]:
-        return self._price.terms()[index]
 
-    def __iter__(self) -> Iterator[Term]:
-        return iter(self._price.terms())
+class RunnersUp(MadeWhenRead[Candidate]):
+    """Prices on other hosts as candidates."""
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+    __slots__ = ("_priced",)
 
-    def __hash__(self) -> int:
-        return hash(tuple(self))
+    def __init__(self, priced: Sequence[Priced]) -> None:
+        self._priced = priced
+
+    def made(self) -> tuple[Candidate, ...]:
+        """One for each, in their order."""
+        return tuple(Candidate(host_id, price.cost()) for _, host_id, price in self._priced)
 
 
 _TERMS = ("wait", "load", "prefill", "decode", "blocking", "eviction")
@@ -124,18 +126,19 @@ def price_on(
 
 
 def reason_for(
-    host_id: str, price: Price, others: Sequence[tuple[str, Price]], *, only_free: bool = False
+    host_id: str, price: Price, others: Sequence[Priced], *, only_free: bool = False
 ) -> str:
     """One line that says why this host. only_free: no others were asked than those with a slot."""
+    _, load_s, prefill_s, decode_s, blocking_s, eviction_s = price
     text = (
-        f"host {host_id}: {price.own_s:.1f} s = load {price.load_s:.1f} + "
-        f"prefill {price.prefill_s:.1f} + decode {price.decode_s:.1f}"
+        f"host {host_id}: {load_s + prefill_s + decode_s:.1f} s = load {load_s:.1f} + "
+        f"prefill {prefill_s:.1f} + decode {decode_s:.1f}"
     )
-    if price.blocking_s >= _SHOWN_S:
-        text += f", blocking others for {price.blocking_s:.1f} s"
-    if price.eviction_s >= _SHOWN_S:
-        text += f", pushing out models worth {price.eviction_s:.1f} s"
+    if blocking_s >= _SHOWN_S:
+        text += f", blocking others for {blocking_s:.1f} s"
+    if eviction_s >= _SHOWN_S:
+        text += f", pushing out models worth {eviction_s:.1f} s"
     if not others:
         return f"{text}; no other host {'is free' if only_free else 'may take it'}"
-    named = ", ".join(f"{other} {its.total_s:.1f} s" for other, its in others[:_NAMED])
+    named = ", ".join([f"{other} {total_s:.1f} s" for total_s, other, _ in others[:_NAMED]])
     return f"{text}; next best {named}"

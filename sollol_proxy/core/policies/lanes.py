@@ -13,7 +13,7 @@ from typing import NamedTuple
 from sollol_proxy.core.memory import Memory
 from sollol_proxy.core.policies.base import HostView
 from sollol_proxy.core.predict import load_s, size_bytes, slow_down, slow_down_after, soonest_s
-from sollol_proxy.core.types import Job
+from sollol_proxy.core.types import HostState, Job
 
 SEPARATOR = "\n"
 """Between a model's name and its options in a token; no name has it."""
@@ -30,7 +30,8 @@ class Row(NamedTuple):
     token: what stands for the runner that the jobs need there. prefill_s, decode_s: seconds a
         prompt and an output token, alone. slowed: how many times longer it takes beside what runs
         there. load_s: seconds to load the runner; 0 = it is in memory.
-    harm: what other jobs there lose of each second. room: free slots for the model.
+    harm: what other jobs there lose of each second. is_open: a job may begin there at once, beside
+        no load that is under way and not as a trial.
     """
 
     token: str
@@ -39,7 +40,7 @@ class Row(NamedTuple):
     slowed: float
     load_s: float
     harm: float
-    room: int
+    is_open: bool
 
     def alone_s(self, prompt: float, tokens: float) -> float:
         """Seconds to read and write so many tokens there, alone and in memory."""
@@ -99,6 +100,18 @@ class LaneRates:
         rows[host_id] = changes, epoch if self._memory.is_guess(host_id) else None, row
         return row
 
+    def rows(self, views: Sequence[HostView]) -> list[Row | None]:
+        """The rows of these hosts: the loop of `row`, since most of them have not changed."""
+        kept_rows, epoch = self._rows, self._memory.epoch
+        found = []
+        for view in views:
+            kept = kept_rows.get(view.spec.id)
+            if kept is not None and kept[0] == view.changes and kept[1] in (None, epoch):
+                found.append(kept[2])
+            else:
+                found.append(self.row(view))
+        return found
+
     def _look(self, view: HostView, *, joins: bool) -> Row | None:
         job, model = self._job, self._job.model
         if not view.is_eligible(job):
@@ -124,7 +137,10 @@ class LaneRates:
             slowed,
             load_s(view, model) if needs_load else 0.0,
             harm,
-            view.free_slots(model),
+            not view.loading
+            and view.in_flight < view.concurrency
+            and view.state is HostState.HEALTHY
+            and view.free_slots(model) > 0,
         )
 
 

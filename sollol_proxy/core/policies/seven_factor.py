@@ -19,12 +19,13 @@ hosts that answer at once from those that do not.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from random import Random
 from statistics import median
+from typing import NamedTuple
 
 from sollol_proxy.core.policies.base import HostView, PerJob
 from sollol_proxy.core.types import Complexity, Cost, Job, TaskType, Term
+from sollol_proxy.core.unread import MadeWhenRead
 
 BASELINE = 100.0
 MB = 10**6
@@ -40,8 +41,7 @@ DEFAULT_OUTPUT_TOKENS = 128
 """Output assumed where the request sets no limit, to tell long jobs from short ones."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """What the formulas want to know of a request. duration_ms: None = no estimate."""
 
     task_type: TaskType
@@ -51,8 +51,7 @@ class Request:
     duration_ms: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
+class Measured(NamedTuple):
     """What the formulas want to know of a host.
 
     free_mb: GPU memory this model can use, MB; 0 = no GPU, None = unknown.
@@ -68,8 +67,7 @@ class Measured:
     prefers_task: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Factor:
+class Factor(NamedTuple):
     """One multiplier of the score and its reason."""
 
     name: str
@@ -77,19 +75,29 @@ class Factor:
     text: str
 
 
+def _gpu(request: Request, host: Measured) -> float:
+    free = host.free_mb
+    if not request.requires_gpu or free is None:
+        return 1.0
+    if free <= 0:
+        return 0.2
+    # 4,000 and 8,000 themselves belong to the rung below, 2,000 to its own.
+    if free > 8000:
+        return 2.0
+    if free > 4000:
+        return 1.5
+    return 1.0 if free >= 2000 else 0.5
+
+
 def gpu_factor(request: Request, host: Measured) -> Factor:
     """×0.2 without a GPU, ×0.5 below 2,000 MB free, ×1.5 above 4,000, ×2 above 8,000."""
-    free = host.free_mb
-    if not request.requires_gpu:
-        return Factor("gpu", 1.0, "")
-    if free is None:
-        return Factor("gpu", 1.0, "GPU memory unknown")
-    if free <= 0:
-        return Factor("gpu", 0.2, "no GPU")
-    ladder = ((8000, 2.0), (4000, 1.5), (2000, 1.0))
-    # 4,000 and 8,000 themselves belong to the rung below, 2,000 to its own.
-    multiplier = next((m for mb, m in ladder if free > mb or free == mb == 2000), 0.5)
-    return Factor("gpu", multiplier, f"{free / 1000:.1f} GB GPU memory free")
+    free, text = host.free_mb, ""
+    if request.requires_gpu:
+        if free is None:
+            text = "GPU memory unknown"
+        else:
+            text = f"{free / 1000:.1f} GB GPU memory free" if free > 0 else "no GPU"
+    return Factor("gpu", _gpu(request, host), text)
 
 
 def success_factor(host: Measured) -> Factor:
@@ -97,43 +105,66 @@ def success_factor(host: Measured) -> Factor:
     return Factor("success", host.success_ratio, f"{host.success_ratio:.0%} success")
 
 
-def latency_factor(request: Request, host: Measured) -> Factor:
-    """÷ (1 + p), p = L/1000·w below 200 ms, else L/100·w, with w = 1 + priority/10."""
+def _latency(request: Request, host: Measured) -> float:
     if host.latency_ms is None:
-        return Factor("latency", 1.0, "latency unknown")
+        return 1.0
     weight = 1 + request.priority / 10
     penalty = host.latency_ms / (1000 if host.latency_ms < 200 else 100) * weight
-    return Factor("latency", 1 / (1 + penalty), f"first token in {_duration(host.latency_ms)}")
+    return 1 / (1 + penalty)
 
 
-def load_factor(request: Request, host: Measured) -> Factor:
-    """Complex tasks ×0.3 above 0.8 and ×1.3 below 0.3; then ÷ (1 + 3·load), 1.5 if not urgent."""
+def latency_factor(request: Request, host: Measured) -> Factor:
+    """÷ (1 + p), p = L/1000·w below 200 ms, else L/100·w, with w = 1 + priority/10."""
+    ms = host.latency_ms
+    text = "latency unknown" if ms is None else f"first token in {_duration(ms)}"
+    return Factor("latency", _latency(request, host), text)
+
+
+def _load(request: Request, host: Measured) -> float:
     multiplier = 1.0
     if request.complexity is Complexity.COMPLEX:
         multiplier = 0.3 if host.load > 0.8 else 1.3 if host.load < 0.3 else 1.0
     weight = 3.0 if request.priority >= URGENT else 1.5
-    return Factor("load", multiplier / (1 + weight * host.load), f"load {host.load:.0%}")
+    return multiplier / (1 + weight * host.load)
+
+
+def load_factor(request: Request, host: Measured) -> Factor:
+    """Complex tasks ×0.3 above 0.8 and ×1.3 below 0.3; then ÷ (1 + 3·load), 1.5 if not urgent."""
+    return Factor("load", _load(request, host), f"load {host.load:.0%}")
+
+
+def _preference(request: Request, host: Measured) -> float:
+    if host.priority != 0:
+        return 1.0
+    return 1.5 if request.priority >= URGENT else 1.2
 
 
 def preference_factor(request: Request, host: Measured) -> Factor:
     """Hosts of priority 0: ×1.5 for urgent requests, else ×1.2."""
-    if host.priority != 0:
-        return Factor("preference", 1.0, "")
-    return Factor("preference", 1.5 if request.priority >= URGENT else 1.2, "preferred host")
+    text = "" if host.priority else "preferred host"
+    return Factor("preference", _preference(request, host), text)
+
+
+def _task(host: Measured) -> float:
+    return 1.3 if host.prefers_task else 1.0
 
 
 def task_factor(request: Request, host: Measured) -> Factor:
     """×1.3 where the host is configured for the request's task type."""
-    if not host.prefers_task:
-        return Factor("task", 1.0, "")
-    return Factor("task", 1.3, f"preferred for {request.task_type}")
+    text = f"preferred for {request.task_type}" if host.prefers_task else ""
+    return Factor("task", _task(host), text)
+
+
+def _length(request: Request, host: Measured) -> float:
+    if request.duration_ms is None or request.duration_ms <= LONG_JOB_MS or host.load <= 0.6:
+        return 1.0
+    return 0.7
 
 
 def duration_factor(request: Request, host: Measured) -> Factor:
     """×0.7 for jobs above 5 s on hosts loaded above 0.6."""
-    if request.duration_ms is None or request.duration_ms <= LONG_JOB_MS or host.load <= 0.6:
-        return Factor("duration", 1.0, "")
-    return Factor("duration", 0.7, "long job on a busy host")
+    multiplier = _length(request, host)
+    return Factor("duration", multiplier, "long job on a busy host" if multiplier < 1 else "")
 
 
 def factors(request: Request, host: Measured) -> tuple[Factor, ...]:
@@ -151,10 +182,24 @@ def factors(request: Request, host: Measured) -> tuple[Factor, ...]:
 
 def score(request: Request, host: Measured) -> float:
     """The founding score: 100 times all factors; higher is better."""
-    value = BASELINE
-    for factor in factors(request, host):
-        value *= factor.multiplier
-    return value
+    # The texts of the factors are for those who read them, and of most hosts nobody does.
+    value = BASELINE * _gpu(request, host) * host.success_ratio * _latency(request, host)
+    value *= _load(request, host)
+    value *= _preference(request, host)
+    return value * _task(host) * _length(request, host)
+
+
+class _Terms(MadeWhenRead[Term]):
+    """The factors as terms of a cost."""
+
+    __slots__ = ("_host", "_request")
+
+    def __init__(self, request: Request, host: Measured) -> None:
+        self._request = request
+        self._host = host
+
+    def made(self) -> tuple[Term, ...]:
+        return tuple([Term(*factor) for factor in factors(self._request, self._host)])
 
 
 class SevenFactor(PerJob):
@@ -165,40 +210,33 @@ class SevenFactor(PerJob):
     def __init__(self, rng: Random) -> None:
         super().__init__(rng)
         self._compared: tuple[Job, Sequence[HostView]] | None = None
+        self._first_s: dict[str, float | None] = {}
         self._known_s: list[float] = []
 
     def cost(self, job: Job, host: HostView, hosts: Sequence[HostView], now: float) -> Cost:
         """The score's inverse, each factor a term with its multiplier."""
-        request = _request(job, host)
-        own_s = host.first_token_s(job.model, job.prompt_tokens_est)
-        latency_ms = _latency_ms(own_s, self._first_tokens_s(job, hosts))
-        parts = factors(request, _measured(job, host, latency_ms))
-        value = BASELINE
-        for factor in parts:
-            value *= factor.multiplier
-        # A host that has failed every attempt scores 0; keep the cost finite.
-        value = max(value, 1e-6)
-        terms = tuple(Term(factor.name, factor.multiplier, factor.text) for factor in parts)
-        return Cost(total=BASELINE / value, terms=terms, score=value)
-
-    def _first_tokens_s(self, job: Job, hosts: Sequence[HostView]) -> list[float]:
-        """Expected first tokens of the hosts that were measured, sorted; read once a job."""
         if self._compared is None or self._compared[0] is not job or self._compared[1] is not hosts:
-            self._compared = (job, hosts)
-            self._known_s = sorted(
-                first_token_s
-                for host in hosts
-                if (first_token_s := host.first_token_s(job.model, job.prompt_tokens_est))
-                is not None
-            )
-        return self._known_s
+            self._compare(job, hosts)
+        own_s = self._first_s[host.spec.id]
+        request = _request(job, host, own_s)
+        measured = _measured(job, host, _latency_ms(own_s, self._known_s))
+        # A host that has failed every attempt scores 0; keep the cost finite.
+        value = max(score(request, measured), 1e-6)
+        return Cost(BASELINE / value, _Terms(request, measured), value)
+
+    def _compare(self, job: Job, hosts: Sequence[HostView]) -> None:
+        """Expected first tokens of the hosts; of those that were measured also sorted."""
+        self._compared = (job, hosts)
+        model, tokens = job.model, job.prompt_tokens_est
+        self._first_s = {host.spec.id: host.first_token_s(model, tokens) for host in hosts}
+        self._known_s = sorted([each for each in self._first_s.values() if each is not None])
 
 
-def _request(job: Job, host: HostView) -> Request:
-    first_token_s = host.first_token_s(job.model, job.prompt_tokens_est)
-    decode = host.decode_tokens_per_s(job.model)
-    tokens = job.output_limit_tokens or DEFAULT_OUTPUT_TOKENS
-    duration_s = None if first_token_s is None or not decode else first_token_s + tokens / decode
+def _request(job: Job, host: HostView, first_token_s: float | None) -> Request:
+    duration_s = None
+    if first_token_s is not None and (decode := host.decode_tokens_per_s(job.model)):
+        tokens = job.output_limit_tokens or DEFAULT_OUTPUT_TOKENS
+        duration_s = first_token_s + tokens / decode
     return Request(
         task_type=job.task_type,
         complexity=job.complexity,
@@ -211,7 +249,7 @@ def _request(job: Job, host: HostView) -> Request:
 def _measured(job: Job, host: HostView, latency_ms: float | None) -> Measured:
     ratio = host.success_ratio
     return Measured(
-        free_mb=_free_mb(job, host),
+        free_mb=_free_mb(job, host) if job.requires_gpu else None,
         success_ratio=1.0 if ratio is None else ratio,
         latency_ms=latency_ms,
         load=min(host.in_flight / host.slots(job.model), 1.0),
