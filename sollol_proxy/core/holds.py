@@ -8,6 +8,8 @@ again as taking the worse one at once.
 
 from __future__ import annotations
 
+from heapq import heappop, heappush
+
 from sollol_proxy.core.queue import Lane
 
 MAX_HOLD_S = 300.0
@@ -19,6 +21,8 @@ class Holds:
 
     def __init__(self) -> None:
         self._by_lane: dict[Lane, dict[str, float]] = {}
+        self._bounds: dict[Lane, list[tuple[float, str]]] = {}
+        """Heaps; what has gone is dropped when it comes up."""
 
     def lanes(self) -> list[Lane]:
         """Lanes in which somebody is held."""
@@ -34,22 +38,26 @@ class Holds:
 
     def begin(self, lane: Lane, job_id: str, idle_s: float, now: float) -> None:
         """The job is beside a free slot, where it would need so long; a hold goes on as it is."""
-        self._by_lane.setdefault(lane, {}).setdefault(job_id, now + min(idle_s, MAX_HOLD_S))
+        held = self._by_lane.setdefault(lane, {})
+        if job_id not in held:
+            held[job_id] = bound_s = now + min(idle_s, MAX_HOLD_S)
+            heappush(self._bounds.setdefault(lane, []), (bound_s, job_id))
 
     def end(self, lane: Lane, job_id: str) -> None:
         """The job has gone."""
         held = self._by_lane.get(lane)
         if held is not None and held.pop(job_id, None) is not None and not held:
-            del self._by_lane[lane]
+            self.end_lane(lane)
 
     def end_lane(self, lane: Lane) -> None:
         """There is no free slot for the lane's jobs any more."""
         self._by_lane.pop(lane, None)
+        self._bounds.pop(lane, None)
 
     def due(self, lane: Lane, now: float) -> list[str]:
         """Jobs of the lane that have been held to their bound, the first due first."""
         held = self._by_lane.get(lane)
-        if not held:
+        if not held or self._first_s(lane, held) > now:
             return []
         due = [(bound_s, job_id) for job_id, bound_s in held.items() if bound_s <= now]
         return [job_id for _, job_id in sorted(due)]
@@ -60,4 +68,12 @@ class Holds:
 
     def next_bound_s(self) -> float | None:
         """The first bound; None when nobody is held."""
-        return min((min(held.values()) for held in self._by_lane.values()), default=None)
+        firsts = (self._first_s(lane, held) for lane, held in self._by_lane.items())
+        return min(firsts, default=None)
+
+    def _first_s(self, lane: Lane, held: dict[str, float]) -> float:
+        """The first bound of a lane in which somebody is held."""
+        bounds = self._bounds[lane]
+        while held.get(bounds[0][1]) != bounds[0][0]:
+            heappop(bounds)
+        return bounds[0][0]

@@ -21,6 +21,9 @@ LOOKED_AT = 32
 
 MAX_REASONS = 512
 
+MAX_LANES_KEPT = 256
+"""Names and routes come from clients, so what is kept by lane has to be bounded."""
+
 
 class Planned:
     """Keeps the holds of one planner. faults: times that it raised."""
@@ -33,6 +36,7 @@ class Planned:
         self._said: dict[str, tuple[Hold, float]] = {}
         self._first_wait_s: dict[str, float] = {}
         self._passed_s: dict[str, float] = {}
+        self._free: dict[Lane, dict[str, tuple[int, bool]]] = {}
 
     def key_shift(self, job: Job, hosts: Sequence[HostEntry]) -> float:
         """What the planner adds to the job's key."""
@@ -50,10 +54,31 @@ class Planned:
             return lanes
         for lane in self._queue.lanes():
             if lane.kind.takes_slot:
-                free = free_for(self._queue.first_in(lane), roomy)
+                free = self.free_in(lane, roomy)
                 if free:
                     lanes[lane] = free
         return lanes
+
+    def free_in(self, lane: Lane, hosts: Sequence[HostEntry]) -> list[HostEntry]:
+        """`free_for` a lane in which somebody waits; looks again at hosts that have changed."""
+        kept = self._free.get(lane)
+        if kept is None:
+            if len(self._free) >= MAX_LANES_KEPT:
+                self._free.clear()
+            kept = self._free[lane] = {}
+        job = self._queue.first_in(lane)
+        free = []
+        for host in hosts:
+            if host.in_flight >= host.concurrency:
+                continue
+            host_id = host.spec.id
+            known = kept.get(host_id)
+            if known is None or known[0] != host.changes:
+                is_free = host.free_slots(job.model) > 0 and host.is_eligible(job)
+                known = kept[host_id] = host.changes, is_free
+            if known[1]:
+                free.append(host)
+        return free
 
     def plan(self, looked_at: Sequence[Job], hosts: Sequence[HostEntry], now: float) -> Plan | None:
         """The planner's word on the jobs looked at; None = it raised."""
@@ -145,7 +170,7 @@ class Planned:
         if said is None:
             return ""
         hold, at_s = said
-        return replace(hold, wait_s=max(hold.wait_s - (now - at_s), 0.0)).reason
+        return hold._replace(wait_s=max(hold.wait_s - (now - at_s), 0.0)).reason
 
     def _decision(
         self,

@@ -508,7 +508,7 @@ class Scheduler:
         ids = {job.id for job in looked_at}
         done = False
         for lane in planned.open_lanes(hosts):
-            free = free_for(self._queue.first_in(lane), hosts)
+            free = planned.free_in(lane, hosts) if self._queue.count_in(lane) else []
             left = planned.hold(lane, free, told, ids, now) if free else []
             for job in left:
                 for decision in self._plan(self._fallback, [job], free, now):
@@ -640,13 +640,14 @@ class Scheduler:
         """
         requeued = False
         for lane in self._queue.lanes():
-            jobs = self._queue.in_lane(lane)
-            if self._pool.any_eligible(jobs[0]):
-                for job in jobs if self._stranded_since else ():
-                    self._stranded_since.pop(job.id, None)
+            first = self._queue.first_in(lane)
+            if self._pool.any_eligible(first):
+                if self._stranded_since:
+                    for job in self._queue.in_lane(lane):
+                        self._stranded_since.pop(job.id, None)
                 continue
-            may_come = any(self._may_come(host, jobs[0]) for host in self._pool)
-            for job in jobs:
+            may_come = any(self._may_come(host, first) for host in self._pool)
+            for job in self._queue.in_lane(lane):
                 asked = self._as_asked(job)
                 if asked is not job and self._pool.any_eligible(asked):
                     self._queue.replace(asked)

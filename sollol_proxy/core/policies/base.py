@@ -117,8 +117,7 @@ class Policy(Protocol):
         """Decisions for jobs that start now, each naming a job of `waiting` at most once."""
 
 
-@dataclass(frozen=True, slots=True)
-class Hold:
+class Hold(NamedTuple):
     """A job that is to wait, although it may be beside a free slot.
 
     host_id: where it is expected to run, after `wait_s` for `own_s` seconds.

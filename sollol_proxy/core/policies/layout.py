@@ -14,6 +14,8 @@ This is the hot path of a decision, hence the flat records and the one long loop
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
+from math import inf
 from typing import NamedTuple
 
 TIE_RATIO = 0.999
@@ -29,6 +31,9 @@ Held = tuple[str, ...]
 
 State = tuple[float, Held, float]
 """A slot between two jobs: when, what is in memory, costs so far."""
+
+_Placed = tuple[float, float, float, str]
+"""A job on a slot's host: seconds there, age and seconds as felt, weight, token."""
 
 
 class Step(NamedTuple):
@@ -82,13 +87,24 @@ class Slot:
 
     host: its index. step: how the host brings a runner into memory.
     ready_s: moment from which a runner may be used beside what runs there; absent = at once.
-    most: jobs that may be planned here.
+    most: jobs that may be planned here. placed: of `wishes`, what walking them needs.
     runs: runners that have been planned here.
     slopes, bends: by place, how the jobs from there on gain cost with each second they are
         delayed, and with its square.
     """
 
-    __slots__ = ("bends", "host", "most", "ready_s", "runs", "slopes", "states", "step", "wishes")
+    __slots__ = (
+        "bends",
+        "host",
+        "most",
+        "placed",
+        "ready_s",
+        "runs",
+        "slopes",
+        "states",
+        "step",
+        "wishes",
+    )
 
     def __init__(
         self,
@@ -104,6 +120,7 @@ class Slot:
         self.ready_s = ready_s
         self.most = most
         self.wishes: list[Wish] = []
+        self.placed: list[_Placed] = []
         self.runs: set[str] = set()
         self.states: list[State] = [(at_s, held, 0.0)]
         self.slopes = [0.0]
@@ -112,10 +129,10 @@ class Slot:
     def turn_s(self, index: int) -> float:
         """When the i-th job begins."""
         at_s, held, _ = self.states[index]
-        token = self.wishes[index].tokens[self.host]
+        token = self.placed[index][3]
         if token not in held:
             at_s = max(at_s, self.step(held, token).drain_s)
-        return max(at_s, self.ready_s.get(token, 0.0))
+        return max(at_s, self.ready_s.get(token, 0.0)) if self.ready_s else at_s
 
     def end_s(self, index: int) -> float:
         """When the i-th job ends."""
@@ -149,7 +166,7 @@ class Layout:
     def growth(self, slot: Slot, wish: Wish, index: int) -> float:
         """What the slot's value grows by when the job comes i-th, exactly."""
         at_s, held, total = slot.states[index]
-        for each in (wish, *slot.wishes[index:]):
+        for each in (_placed(wish, slot.host), *slot.placed[index:]):
             at_s, held, total, _ = self._after(slot, each, at_s, held, total)
         return total - slot.states[-1][2]
 
@@ -158,48 +175,91 @@ class Layout:
         slot, index = self._best_place(wish)
         if slot is not None:
             slot.wishes.insert(index, wish)
+            slot.placed.insert(index, _placed(wish, slot.host))
             slot.runs.add(wish.tokens[slot.host])
             self._walk(slot, index)
             self._where[wish.order] = slot
 
-    def _best_place(self, wish: Wish) -> tuple[Slot | None, int]:
+    def _best_place(self, wish: Wish) -> tuple[Slot | None, int]:  # noqa: C901 - the hottest loop
         """The slot and the place there.
 
         Where nothing has to be loaded, what the jobs behind it lose is read off the slopes: they
         all begin later by the job's own time, and the power is so near to 1 that two terms are
-        all there is to it. Else the sequence is walked. A slot where the job alone would already
-        feel too much is passed over, unless the job may save another one a load there.
+        all there is to it. Else the sequence is walked.
+
+        A slot where the job alone would already feel too much is passed over, unless it may save
+        another one a load there; where it would come first, so is one where what the others lose
+        is too much beside that. No power is needed for it: one of at least 1 is convex, so the
+        job's cost is nowhere below its tangent (`steep`) at what it feels on the best slot so far.
         """
-        best, chosen, at = float("inf"), None, 0
+        best, chosen, at = inf, None, 0
         price, power, weight, age_s = self._price, self._power, wish.weight, wish.age_s
-        own, felt, tokens, limit_s = wish.own_s, wish.felt_s, wish.tokens, float("inf")
-        loads, order = wish.loads_s, wish.order
+        own, felt, tokens = wish.own_s, wish.felt_s, wish.tokens
+        loads, order, steep, offset = wish.loads_s, wish.order, 0.0, -inf
         for slot in wish.slots:
-            host, states, wishes, runs = slot.host, slot.states, slot.wishes, slot.runs
-            token, felt_s = tokens[host], felt[host] or 0.0
-            if age_s + price * states[0][0] + felt_s + loads[host] >= limit_s and token not in runs:
+            host, wishes, runs = slot.host, slot.wishes, slot.runs
+            at_s, held, _ = slot.states[0]
+            token, base_s, own_s = tokens[host], age_s + (felt[host] or 0.0), own[host] or 0.0
+            beyond = steep * (base_s + price * at_s + loads[host]) + offset
+            if beyond >= 0 and token not in runs:
                 continue
             is_first = not wishes or (
                 order < wishes[0].order
                 and len(wishes) < slot.most
                 and (len(runs) < 2 or token not in runs)
             )
-            for index in _FIRST if is_first else _places(slot, wish, token):
-                at_s, held, _ = states[index]
-                if token in held:
-                    if slot.ready_s:
-                        at_s = max(at_s, slot.ready_s.get(token, 0.0))
-                    own_s = own[host] or 0.0
-                    growth: float = (
-                        weight * (age_s + price * at_s + felt_s) ** power
-                        + (slot.slopes[index] + slot.bends[index] * own_s) * own_s
-                    )
-                else:
-                    growth = self._growth_with_load(slot, wish, index, best)
+            if not is_first:
+                for index in _places(slot, wish, token):
+                    growth = self._growth_at(slot, wish, index, token, best)
+                    if growth < best * TIE_RATIO:
+                        best, chosen, at = growth, slot, index
+                        steep, offset = self._tangent(best, weight)
+                continue
+            if token not in held:
+                if beyond + slot.slopes[0] * own_s >= 0 and token not in runs:
+                    continue
+                growth = self._growth_with_load(slot, wish, 0, best)
                 if growth < best * TIE_RATIO:
-                    best, chosen, at = growth, slot, index
-                    limit_s = (max(best, 0.0) / weight) ** (1 / power)
+                    best, chosen, at = growth, slot, 0
+                    steep, offset = self._tangent(best, weight)
+                continue
+            loses = (slot.slopes[0] + slot.bends[0] * own_s) * own_s
+            if beyond + loses >= 0:
+                continue
+            if slot.ready_s:
+                at_s = max(at_s, slot.ready_s.get(token, 0.0))
+            feels_s = base_s + price * at_s
+            cost: float = weight * feels_s**power
+            growth = cost + loses
+            if growth < best * TIE_RATIO:
+                best, chosen, at = growth, slot, 0
+                if power >= 1 and feels_s > 0:
+                    steep = power * cost / feels_s
+                    offset = cost - steep * feels_s - best
         return chosen, at
+
+    def _tangent(self, best: float, weight: float) -> tuple[float, float]:
+        """Of the cost of a job by the seconds that it feels, where it is `best`: slope, offset.
+
+        The offset is taken against `best` as well. Where there is none, nothing is ever beyond it.
+        """
+        if self._power < 1 or best <= 0:
+            return 0.0, -inf
+        limit_s = (best / weight) ** (1 / self._power)
+        steep = self._power * best / limit_s
+        return steep, -steep * limit_s
+
+    def _growth_at(self, slot: Slot, wish: Wish, index: int, token: str, best: float) -> float:
+        """The growth at a place, or `best` where it is at least as large."""
+        at_s, held, _ = slot.states[index]
+        if token not in held:
+            return self._growth_with_load(slot, wish, index, best)
+        if slot.ready_s:
+            at_s = max(at_s, slot.ready_s.get(token, 0.0))
+        own_s = wish.own_s[slot.host] or 0.0
+        felt_s = wish.age_s + (wish.felt_s[slot.host] or 0.0) + self._price * at_s
+        cost: float = wish.weight * felt_s**self._power
+        return cost + (slot.slopes[index] + slot.bends[index] * own_s) * own_s
 
     def _growth_with_load(self, slot: Slot, wish: Wish, index: int, best: float) -> float:
         """The growth, or `best` where it is at least as large."""
@@ -216,16 +276,17 @@ class Layout:
         if index == len(slot.wishes):
             return least
         # Those behind only lose, unless one of them needs the same runner and saves its load.
-        if least >= best and all(each.tokens[host] != token for each in slot.wishes[index:]):
+        if least >= best and (
+            token not in slot.runs or all(each[3] != token for each in slot.placed[index:])
+        ):
             return best
         return self.growth(slot, wish, index)
 
     def _after(
-        self, slot: Slot, wish: Wish, at_s: float, held: Held, total: float
+        self, slot: Slot, placed: _Placed, at_s: float, held: Held, total: float
     ) -> tuple[float, Held, float, float]:
         """The slot's state behind a job that follows such a state, and what the job felt."""
-        token = wish.tokens[slot.host]
-        own_s, felt_s = wish.own_s[slot.host] or 0.0, wish.felt_s[slot.host] or 0.0
+        own_s, felt_s, weight, token = placed
         if token not in held:
             held, load_s, price_s, drain_s, _ = slot.step(held, token)
             own_s += load_s
@@ -234,20 +295,20 @@ class Layout:
                 at_s = drain_s
         if slot.ready_s:
             at_s = max(at_s, slot.ready_s.get(token, 0.0))
-        felt_s += wish.age_s + self._price * at_s
-        cost: float = wish.weight * felt_s**self._power
+        felt_s += self._price * at_s
+        cost: float = weight * felt_s**self._power
         return at_s + own_s, held, total + cost, felt_s
 
     def _take_out(self, wish: Wish) -> None:
         slot = self._where.pop(wish.order, None)
         if slot is not None:
             index = slot.wishes.index(wish)
-            del slot.wishes[index]
+            del slot.wishes[index], slot.placed[index]
             self._walk(slot, index)
 
     def _walk(self, slot: Slot, index: int) -> None:
         """Work the states out anew from the i-th job on, and the slopes."""
-        states, wishes, host = slot.states, slot.wishes, slot.host
+        states, placed, is_ready = slot.states, slot.placed, not slot.ready_s
         price, power = self._price, self._power
         old_slope, old_bend = slot.slopes[index], slot.bends[index]
         del states[index + 1 :]
@@ -255,33 +316,34 @@ class Layout:
         rise, bent = power * price, (power - 1) * price / 2
         slopes: list[float] = []
         bends: list[float] = []
-        for wish in wishes[index:] if index else wishes:
-            if wish.tokens[host] in held and not slot.ready_s:
-                own_s = wish.own_s[host] or 0.0
-                felt_s = wish.age_s + price * at_s + (wish.felt_s[host] or 0.0)
-                cost: float = wish.weight * felt_s**power
+        for each in placed[index:] if index else placed:
+            own_s, base_s, weight, token = each
+            if is_ready and token in held:
+                felt_s = base_s + price * at_s
+                cost: float = weight * felt_s**power
                 total += cost
                 at_s += own_s
             else:
                 before = total
-                at_s, held, total, felt_s = self._after(slot, wish, at_s, held, total)
+                at_s, held, total, felt_s = self._after(slot, each, at_s, held, total)
                 cost = total - before
             states.append((at_s, held, total))
             slope = rise * cost / (felt_s + 1e-9)
             slopes.append(slope)
             bends.append(bent * slope / (felt_s + 0.5))
         # By place, what all from there on lose.
-        slope = bend = 0.0
-        for place in range(len(slopes) - 1, -1, -1):
-            slopes[place] = slope = slope + slopes[place]
-            bends[place] = bend = bend + bends[place]
-        slopes.append(0.0)
-        bends.append(0.0)
+        slopes = [*accumulate(reversed(slopes), initial=0.0)][::-1]
+        bends = [*accumulate(reversed(bends), initial=0.0)][::-1]
         if index:
             more, bent_more = slopes[0] - old_slope, bends[0] - old_bend
             slopes = [old + more for old in slot.slopes[:index]] + slopes
             bends = [old + bent_more for old in slot.bends[:index]] + bends
         slot.slopes, slot.bends = slopes, bends
+
+
+def _placed(wish: Wish, host: int) -> _Placed:
+    own_s, felt_s = wish.own_s[host] or 0.0, wish.felt_s[host] or 0.0
+    return own_s, wish.age_s + felt_s, wish.weight, wish.tokens[host]
 
 
 _FIRST = (0,)

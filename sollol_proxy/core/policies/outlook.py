@@ -227,11 +227,19 @@ class HostOutlook:
 
     def _at_this_moment(self, way: _Way) -> Step:
         # Loads of one host run one after the other.
-        loading_s = way.load_s + max(self._loads_s.values(), default=0.0)
-        busy_s = self._busy_s
-        drain_s = max((busy_s.get(name, 0.0) for name in way.drains), default=0.0)
-        blocking_s = (self._prices.of_load(self._moment.crowd) - 1) * way.load_s
-        return Step(way.held, loading_s, blocking_s + way.eviction_s, drain_s, way.eviction_s)
+        if not self._is_seen:
+            self._see()
+        loading_s, drain_s, busy_s = way.load_s, 0.0, self._busy_s
+        if self._loads:
+            loading_s += max(self._loads.values())
+        if busy_s:
+            for name in way.drains:
+                if name in busy_s and busy_s[name] > drain_s:
+                    drain_s = busy_s[name]
+        price_s = way.eviction_s
+        if way.load_s:
+            price_s += (self._prices.of_load(self._moment.crowd) - 1) * way.load_s
+        return Step(way.held, loading_s, price_s, drain_s, way.eviction_s)
 
     def _make_way(self, held: Held, token: str) -> _Way:
         view, model = self.view, name_of(token)

@@ -83,12 +83,17 @@ def work_of(memory: Memory, job: Job) -> tuple[float, float]:
 
 def least_s(views: Views, job: Job, hosts: Sequence[HostView]) -> float | None:
     """Seconds of prefill and decode on the best host, alone and in memory; None = on none."""
-    rows = views.lanes.rows(job, hosts)
     if job.kind is JobKind.TRANSCRIBE:
+        rows = views.lanes.rows(job, hosts)
         times = (phases(views.memory, job, host, needs_load=False).decode_s for host, _ in rows)
         return min(times, default=None)
     prompt, tokens = work_of(views.memory, job)
-    return min((row.alone_s(prompt, tokens) for _, row in rows), default=None)
+    alone_s = [
+        prompt * row.prefill_s + tokens * row.decode_s
+        for row in views.lanes.rates(job).rows(hosts)
+        if row is not None
+    ]
+    return min(alone_s, default=None)
 
 
 def best_of(views: Views, job: Job, hosts: Sequence[HostView], most: int) -> Sequence[HostView]:
@@ -120,8 +125,8 @@ def idle_times(views: Views, jobs: Sequence[Job], hosts: Sequence[HostView]) -> 
 class _Lane:
     """A lane in one plan. By host index: token of the runner, row (None = not there).
 
-    slots: those that its jobs may go to, the most promising first. idle: see `Scene`. None = not
-        found yet.
+    slots: those that its jobs may go to, the most promising first. loading: hosts that load its
+        model, with the seconds until that is done. idle: see `Scene`. None = not found yet.
     """
 
     def __init__(
@@ -130,6 +135,7 @@ class _Lane:
         self.rows = rows
         self.slots: Sequence[Slot] | None = None
         self.idle: Sequence[tuple[int, str, float]] | None = None
+        self.loading: Sequence[tuple[int, float]] | None = None
         self.tokens = [row.token if row is not None else "" for row in rows]
         # Never less: a runner that was not in memory has to be loaded, whatever stands before.
         self.loads_s = [row.load_s if row is not None else 0.0 for row in rows]
@@ -213,7 +219,8 @@ class Scene:
         ordered = sorted(chosen, key=lambda host: (turn_of(host), host.spec.id))
         moment = self._moment = Moment(hosts, now, len(jobs))
         self.hosts = [views.outlook(host, moment) for host in ordered]
-        self.hosts += [side for host in self.hosts if (side := host.side()) is not None]
+        if any(job.kind is JobKind.EMBED for job in jobs):  # nothing else may run there
+            self.hosts += [side for host in self.hosts if (side := host.side()) is not None]
         self._loading = [
             index for index, host in enumerate(self.hosts) if host.is_loading and host.free() > 0
         ]
@@ -251,18 +258,20 @@ class Scene:
             index for index, host in enumerate(self.hosts) if host.free() > 0 and not host.is_side
         ]
         holds = []
-        for wish in self.wishes:
-            slot = self._layout.slot_of(wish)
-            if wish.order in self._started or slot is None:
-                continue
-            holds.append(self._hold(wish, slot))
-        return holds
+        for slot in (slot for slots in self._slots for slot in slots):
+            host_id = self.hosts[slot.host].view.spec.id
+            for index, wish in enumerate(slot.wishes):
+                if wish.order not in self._started:
+                    holds.append((wish.order, self._hold(wish, slot, index, host_id)))
+        holds.sort()  # no two have the same order
+        return [hold for _, hold in holds]
 
     def prices(self, wish: Wish, chosen: int | None = None) -> dict[int, Price]:
         """What the job would cost on each host that it may go to, by index."""
-        job = self.jobs[wish.order]
+        job, memory = self.jobs[wish.order], self._memory
+        tokens = output_tokens(memory, job)
         return {
-            index: price_on(self.hosts[index], job, row, self._wait_s(index, wish), self._memory)
+            index: price_on(self.hosts[index], job, row, self._wait_s(index, wish), memory, tokens)
             for index, row in enumerate(self._lanes[self._keys[wish.order]].rows)
             if row is not None and (index == chosen or not self.hosts[index].is_side)
         }
@@ -304,24 +313,17 @@ class Scene:
             return 0
         return self._memory.affinity.matched_tokens(self.hosts[index].view.spec.id, job)
 
-    def _hold(self, wish: Wish, slot: Slot) -> Hold:
-        job = self.jobs[wish.order]
-        index = slot.wishes.index(wish)
-        turn_s = slot.turn_s(index)
-        own_s = wish.own_s
-        idle = [
-            ((own_s[host] or 0.0) + before_s, host_id)
-            for host, host_id, before_s in self._idle_for(wish)
-        ]
-        idle_s, idle_host_id = min(idle, default=(None, ""))
-        return Hold(
-            job_id=job.id,
-            host_id=self.hosts[slot.host].view.spec.id,
-            wait_s=turn_s,
-            own_s=max(slot.end_s(index) - turn_s, 0.0),
-            idle_host_id=idle_host_id,
-            idle_s=idle_s,
+    def _hold(self, wish: Wish, slot: Slot, index: int, host_id: str) -> Hold:
+        job, turn_s = self.jobs[wish.order], slot.turn_s(index)
+        own_s = max(slot.end_s(index) - turn_s, 0.0)
+        idle_for = self._idle_for(wish)
+        if not idle_for:
+            return Hold(job.id, host_id, turn_s, own_s)
+        alone_s = wish.own_s
+        idle_s, idle_host_id = min(
+            [((alone_s[host] or 0.0) + before_s, idle_id) for host, idle_id, before_s in idle_for]
         )
+        return Hold(job.id, host_id, turn_s, own_s, idle_host_id, idle_s)
 
     def _idle_for(self, wish: Wish) -> Sequence[tuple[int, str, float]]:
         """The hosts that are idle all the same and could take the job: what comes before it there.
@@ -345,13 +347,16 @@ class Scene:
             rows = self._rows(job, key)
             lane = self._lanes[key] = _Lane(self._memory, rows, self._prices, self._moment)
         own_s = lane.own_s(job, self.hosts)
-        for index in self._loading:
-            loading_s = self.hosts[index].loading_s(job.model)
-            if (
-                loading_s
-                and own_s[index] is not None
-                and lane.tokens[index] in self.hosts[index].held
-            ):
+        if self._loading:
+            if lane.loading is None:
+                lane.loading = [
+                    (index, loading_s)
+                    for index in self._loading
+                    if lane.rows[index] is not None
+                    and lane.tokens[index] in self.hosts[index].held
+                    and (loading_s := self.hosts[index].loading_s(job.model))
+                ]
+            for index, loading_s in lane.loading:
                 own_s[index] = (own_s[index] or 0.0) + loading_s
         wish = Wish(
             order,
@@ -370,13 +375,19 @@ class Scene:
     def _rows(self, job: Job, key: object) -> Sequence[Row | None]:
         """The lane's rows by host index; None = it is not to be considered there."""
         rates = self._rates[key]
-        looked_at = None if self._looked_at is None else self._looked_at[key]
-        return [
-            None
-            if (looked_at is not None and host.view.spec.id not in looked_at)
-            or (host.is_side and not host.may_join(job))
-            else rates.row(host.view, is_side=host.is_side)
-            for host in self.hosts
+        if self._looked_at is not None:
+            looked_at = self._looked_at[key]
+            return [
+                None
+                if host.view.spec.id not in looked_at or (host.is_side and not host.may_join(job))
+                else rates.row(host.view, is_side=host.is_side)
+                for host in self.hosts
+            ]
+        places = [host for host in self.hosts if not host.is_side]
+        rows = rates.rows([host.view for host in places])
+        return rows + [
+            rates.row(host.view, is_side=True) if host.may_join(job) else None
+            for host in self.hosts[len(places) :]
         ]
 
     def _choose(

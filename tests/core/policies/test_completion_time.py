@@ -169,7 +169,7 @@ def test_of_jobs_that_are_alike_the_plan_says_only_that_one_goes_before_the_othe
         plan, _ = plan_of(pool, order)
         return (
             Counter((same_kind[d.job_id], d.host_id, d.cost) for d in plan.decisions),
-            Counter((same_kind[h.job_id], replace(h, job_id="")) for h in plan.holds),
+            Counter((same_kind[h.job_id], h._replace(job_id="")) for h in plan.holds),
         )
 
     assert told(jobs) == told(swapped)
