@@ -77,8 +77,8 @@ class QueueSection(Section):
     max_waiting: jobs that may wait; one more is refused with 503 (Ollama's own bound is 512).
     deadline: longest wait; null = as long as the client stays.
     ageing: seconds of waiting that are worth one priority level (the founding formula).
-    boost: how far the policy completion_time lets short jobs stand before long ones; 0 = by
-        priority and arrival alone.
+    boost: how far the policy completion_time lets short jobs stand before long ones of their
+        priority, against those of others 40 s at most; 0 = by priority and arrival alone.
     no_host_wait: how long a job waits when no host that could take it is up; covers a restart.
     default_priority: 1 (batch) to 10 (critical), where neither request nor route says one.
     route_priorities: by path such as `/api/embed`.
@@ -87,7 +87,7 @@ class QueueSection(Section):
     max_waiting: Annotated[WholeNumber, Field(ge=0, le=1_000_000)] = 512
     deadline: PositiveDuration | None = None
     ageing: PositiveDuration = 60.0
-    boost: Duration = 40.0
+    boost: Duration = 120.0
     no_host_wait: Duration = 2.0
     default_priority: Priority = 5
     route_priorities: dict[str, Priority] = Field(default_factory=dict)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from math import isfinite
 
 from sollol_proxy.core.holds import MAX_HOLD_S, Holds
 from sollol_proxy.core.hosts import HostEntry
 from sollol_proxy.core.policies.base import Hold, Plan, Planner
-from sollol_proxy.core.queue import Lane, Queue, lane_of
+from sollol_proxy.core.queue import NO_SHIFT, Lane, Queue, Shift, lane_of
 from sollol_proxy.core.types import Decision, Job
 
 LOOKED_AT = 32
@@ -38,13 +39,17 @@ class Planned:
         self._passed_s: dict[str, float] = {}
         self._free: dict[Lane, dict[str, tuple[int, bool]]] = {}
 
-    def key_shift(self, job: Job, hosts: Sequence[HostEntry]) -> float:
+    def key_shift(self, job: Job, hosts: Sequence[HostEntry]) -> Shift:
         """What the planner adds to the job's key."""
         try:
-            return self._planner.key_shift(job, hosts)
+            within_s, across_s = self._planner.key_shift(job, hosts)
+            is_shift = isfinite(within_s) and isfinite(across_s)
         except Exception:  # noqa: BLE001 - a policy may be a stranger's: it must not lose a job
-            self.faults += 1
-            return 0.0
+            is_shift = False
+        if is_shift:
+            return Shift(within_s, across_s)
+        self.faults += 1
+        return NO_SHIFT
 
     def open_lanes(self, hosts: Sequence[HostEntry]) -> dict[Lane, list[HostEntry]]:
         """Lanes that have a free slot, with the hosts that have it."""

@@ -2,20 +2,28 @@
 
 A job's place is the key `arrived − ageing · priority`, plus what the policy adds when the job
 arrives, smaller first, then order of arrival. All jobs age alike, so this constant key is the
-founding rule "+1 priority for each `ageing` seconds waited" without ever sorting again: a rank
-against another job never flips. Where the policy adds nothing, a priority-1 job stands before
-fresh priority-10 ones after nine times `ageing`; that bound is meant.
+founding rule "+1 priority for each `ageing` seconds waited" without ever sorting again. Where the
+policy adds nothing, a priority-1 job stands before fresh priority-10 ones after nine times
+`ageing`; that bound is meant.
 
-Jobs that the same hosts may take stand in the same lane, each lane sorted. What has no free
-host is skipped lane by lane, so a thousand jobs for a busy model hide nobody else's turn.
+A policy may add one thing among jobs of one priority and another against the rest (`Shift`): jobs
+of one priority stand in a file, in the order of the first, and whose turn it is among the files,
+their first jobs tell by the second. So nobody waits for jobs that came later than itself by more
+than what can be added within a file, the levels between the two, and what can be added against
+other priorities.
+
+Jobs that the same hosts may take stand in the same lane, a file for each priority in it. What has
+no free host is skipped lane by lane, so a thousand jobs for a busy model hide nobody else's turn.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from heapq import heappop, heappush, merge
+from itertools import islice
+from operator import attrgetter
 from typing import NamedTuple
 
 from sollol_proxy.core.types import Job, JobKind
@@ -31,10 +39,32 @@ class Lane(NamedTuple):
     route: str
 
 
+class Shift(NamedTuple):
+    """Seconds added to a job's key; < 0 moves it forward.
+
+    within: among jobs of its own priority. across: against those of others.
+    """
+
+    within: float
+    across: float
+
+
+NO_SHIFT = Shift(0.0, 0.0)
+
+
 class _Place(NamedTuple):
+    """key: within its file. across: against the first of another one."""
+
     key: float
     serial: int
+    across: float
     job: Job
+
+
+_BY_KEY = attrgetter("key", "serial")
+_ACROSS = attrgetter("across", "serial")
+
+_Files = dict[int, list[_Place]]
 
 
 @dataclass(slots=True)
@@ -43,7 +73,7 @@ class Entry:
 
     place: _Place
     enqueued_s: float
-    shift_s: float
+    shift: Shift
 
 
 def lane_of(job: Job) -> Lane:
@@ -60,7 +90,7 @@ class Queue:
 
     def __init__(self, ageing_s: float) -> None:
         self.ageing_s = ageing_s
-        self._lanes: dict[Lane, list[_Place]] = {}
+        self._lanes: dict[Lane, _Files] = {}
         self.entries: dict[str, Entry] = {}
         self._deadlines: list[tuple[float, str]] = []
         self._serial = 0
@@ -72,11 +102,11 @@ class Queue:
         return job_id in self.entries
 
     def key(self, job: Job) -> float:
-        """The job's place, seconds; constant while it waits."""
+        """The job's place where nothing is added, seconds; constant while it waits."""
         return job.arrived_s - self.ageing_s * job.priority
 
-    def add(self, job: Job, now: float, shift_s: float = 0.0) -> None:
-        """Let a job in. shift_s: added to its key; < 0 moves it forward.
+    def add(self, job: Job, now: float, shift: Shift = NO_SHIFT) -> None:
+        """Let a job in. shift: added to its key.
 
         Raises:
             ValueError: a job of that id waits already.
@@ -84,9 +114,11 @@ class Queue:
         if job.id in self.entries:
             raise ValueError(f"job {job.id} waits already")
         self._serial += 1
-        place = _Place(self.key(job) + shift_s, self._serial, job)
-        self.entries[job.id] = Entry(place, now, shift_s)
-        insort(self._lanes.setdefault(lane_of(job), []), place, key=lambda p: (p.key, p.serial))
+        key = self.key(job)
+        place = _Place(key + shift.within, self._serial, key + shift.across, job)
+        self.entries[job.id] = Entry(place, now, shift)
+        files = self._lanes.setdefault(lane_of(job), {})
+        insort(files.setdefault(job.priority, []), place, key=_BY_KEY)
         if job.deadline_s is not None:
             heappush(self._deadlines, (job.deadline_s, job.id))
 
@@ -96,13 +128,15 @@ class Queue:
         if entry is None:
             return None
         place = entry.place
-        lane = lane_of(place.job)
-        places = self._lanes[lane]
-        position = bisect_left(places, (place.key, place.serial), key=lambda p: (p.key, p.serial))
-        del places[position]
+        job, lane = place.job, lane_of(place.job)
+        files = self._lanes[lane]
+        places = files[job.priority]
+        del places[bisect_left(places, _BY_KEY(place), key=_BY_KEY)]
         if not places:
-            del self._lanes[lane]
-        return place.job
+            del files[job.priority]
+            if not files:
+                del self._lanes[lane]
+        return job
 
     def replace(self, job: Job) -> None:
         """Put a job in the place of the one with its id; it keeps the time it has waited.
@@ -112,7 +146,7 @@ class Queue:
         """
         entry = self.entries[job.id]
         self.remove(job.id)
-        self.add(job, entry.enqueued_s, entry.shift_s)
+        self.add(job, entry.enqueued_s, entry.shift)
 
     def get(self, job_id: str) -> Job | None:
         """A waiting job."""
@@ -129,24 +163,27 @@ class Queue:
 
     def first_in(self, lane: Lane) -> Job:
         """The first job of a lane in which somebody waits."""
-        return self._lanes[lane][0].job
+        files = self._lanes[lane]
+        if len(files) == 1:
+            [places] = files.values()
+            return places[0].job
+        return min([places[0] for places in files.values()], key=_ACROSS).job
 
     def count_in(self, lane: Lane) -> int:
         """How many wait in a lane."""
-        return len(self._lanes.get(lane, ()))
+        return sum([len(places) for places in self._lanes.get(lane, {}).values()])
 
     def in_lane(self, lane: Lane) -> list[Job]:
         """The jobs of a lane in order."""
-        return [place.job for place in self._lanes.get(lane, ())]
+        return [place.job for place in _merged([self._lanes.get(lane, {})])]
 
     def window(self, limit: int, is_open: Callable[[Lane], bool] | None = None) -> list[Job]:
         """The first jobs in order, at most `limit`, of all lanes or of the open ones."""
-        lanes = [places for lane, places in self._lanes.items() if is_open is None or is_open(lane)]
-        ordered = self._merged(lanes)
-        return [place.job for place, _ in zip(ordered, range(limit), strict=False)]
+        lanes = [files for lane, files in self._lanes.items() if is_open is None or is_open(lane)]
+        return [place.job for place in islice(_merged(lanes), limit)]
 
     def __iter__(self) -> Iterator[Job]:
-        return (place.job for place in self._merged(list(self._lanes.values())))
+        return (place.job for place in _merged(self._lanes.values()))
 
     def next_deadline_s(self) -> float | None:
         """The first deadline of a waiting job; None when none has any."""
@@ -173,8 +210,18 @@ class Queue:
                 return
             heappop(self._deadlines)
 
-    @staticmethod
-    def _merged(lanes: list[list[_Place]]) -> Iterator[_Place]:
-        if len(lanes) == 1:
-            return iter(lanes[0])
-        return merge(*lanes, key=lambda place: (place.key, place.serial))
+
+def _merged(lanes: Iterable[_Files]) -> Iterator[_Place]:
+    """The places of several lanes in order."""
+    files: dict[int, list[list[_Place]]] = {}
+    for lane in lanes:
+        for priority, places in lane.items():
+            files.setdefault(priority, []).append(places)
+    ordered = [_file(parts) for parts in files.values()]
+    # No two places have the same serial, so jobs are never compared.
+    return ordered[0] if len(ordered) == 1 else merge(*ordered, key=_ACROSS)
+
+
+def _file(parts: list[list[_Place]]) -> Iterator[_Place]:
+    """The places of one priority in order, of whatever lanes."""
+    return iter(parts[0]) if len(parts) == 1 else merge(*parts)

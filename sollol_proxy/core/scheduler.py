@@ -29,7 +29,7 @@ from sollol_proxy.core.policies.base import Plan, Planner, Policy
 from sollol_proxy.core.policies.least_in_flight import LeastInFlight
 from sollol_proxy.core.pool import Pool
 from sollol_proxy.core.predict import rest_s
-from sollol_proxy.core.queue import Lane, Queue, lane_of
+from sollol_proxy.core.queue import NO_SHIFT, Lane, Queue, Shift, lane_of
 from sollol_proxy.core.reasons import of_decision, why_no_host, why_waiting
 from sollol_proxy.core.snapshots import Snapshot, WaitingJob
 from sollol_proxy.core.types import (
@@ -365,9 +365,9 @@ class Scheduler:
             for host in self._pool
         ) or any(job.model in self._pool[host_id].installed for host_id in job.excluded)
 
-    def _key_shift(self, job: Job) -> float:
+    def _key_shift(self, job: Job) -> Shift:
         if self._planned is None or not job.kind.takes_slot:
-            return 0.0
+            return NO_SHIFT
         return self._planned.key_shift(job, self._pool.routable())
 
     def _at_once(self, job: Job, now: float) -> Dispatch | None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from math import inf, nan
 from random import Random
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import given, settings
@@ -16,7 +17,7 @@ from sollol_proxy.core.planned import LOOKED_AT, MAX_REASONS, Planned, free_for
 from sollol_proxy.core.policies.base import Hold, HostView, Plan, Planner
 from sollol_proxy.core.policies.completion_time import MIN_SERVICE_S, CompletionTime
 from sollol_proxy.core.policies.scene import Options
-from sollol_proxy.core.queue import Queue, lane_of
+from sollol_proxy.core.queue import NO_SHIFT, Queue, Shift, lane_of
 from sollol_proxy.core.scheduler import Scheduler, SchedulerRules
 from sollol_proxy.core.types import (
     AttemptResult,
@@ -135,7 +136,7 @@ def test_lowest_priority_leaves_a_busy_host_within_the_ageing_bound(
     """Nine levels, what short jobs are put forward by, and those that arrived before that."""
     waited_s = busy_pool([1.0], urgent_waiting, ageing_s=ageing_s, service_s=service_s)
     assert waited_s is not None
-    boost_s = -CompletionTime().key_shift(job("j", kind=JobKind.EMBED), [entry(spec("a"))])
+    boost_s = -CompletionTime().key_shift(job("j", kind=JobKind.EMBED), [entry(spec("a"))]).across
     assert waited_s <= 9 * ageing_s + boost_s + (urgent_waiting + 2) * service_s
 
 
@@ -151,7 +152,7 @@ def test_first_of_the_queue_is_not_passed_over_for_ever(
     """
     waited_s = busy_pool(hosts, urgent_waiting, ageing_s=10.0, service_s=10.0)
     assert waited_s is not None
-    boost_s = -CompletionTime().key_shift(job("j", kind=JobKind.EMBED), [entry(spec("a"))])
+    boost_s = -CompletionTime().key_shift(job("j", kind=JobKind.EMBED), [entry(spec("a"))]).across
     assert waited_s <= 9 * 10.0 + boost_s + (urgent_waiting + 4) * 10.0
 
 
@@ -168,10 +169,11 @@ class Told(Planner):
         self.holds = holds
         self.decisions = decisions
         self.times: Sequence[float] | None = None
+        self.shift = Shift(-2.0, -1.0)
         self.is_broken = False
 
-    def key_shift(self, job: Job, hosts: Sequence[HostView]) -> float:
-        return self._or_raise(-1.0)
+    def key_shift(self, job: Job, hosts: Sequence[HostView]) -> Shift:
+        return self._or_raise(self.shift)
 
     def plan_all(self, waiting: Sequence[Job], hosts: Sequence[HostView], now: float) -> Plan:
         return self._or_raise(Plan(self.decisions, self.holds))
@@ -257,12 +259,22 @@ def test_planner_that_raises_is_counted_and_never_asked_to_hold() -> None:
     planner = Told(hold_of("j"))
     planner.is_broken = True
     planned = Planned(planner, queue_of(waiting))
-    assert planned.key_shift(waiting, [host]) == 0.0
+    assert planned.key_shift(waiting, [host]) == NO_SHIFT
     assert planned.plan([waiting], [host], 0.0) is None
     assert planned.place(waiting, [host], 0.0) is None
     planned.hold(lane_of(waiting), [host], {}, set(), 7.0)
     assert planned.holds.bound_s(lane_of(waiting), "j") == 7.0
     assert planned.faults == 4
+
+
+@pytest.mark.parametrize("shift", [(nan, 0.0), (0.0, -inf), (1.0,), "ab", 3.0, None])
+def test_shift_that_is_none_moves_nobody(shift: Any) -> None:
+    waiting, host = job("j"), entry(spec("a"))
+    planner = Told()
+    planner.shift = shift
+    planned = Planned(planner, queue_of())
+    assert planned.key_shift(waiting, [host]) == NO_SHIFT
+    assert planned.faults == 1
 
 
 @pytest.mark.parametrize("times", [[], [1.0, 2.0]])
@@ -332,9 +344,9 @@ def test_jobs_beyond_those_looked_at_are_held_and_let_go_as_well() -> None:
 def test_longest_boost_is_that_of_the_shortest_service() -> None:
     """What the bound on ageing above rests on."""
     policy = CompletionTime()
-    assert Options().boost_s > MIN_SERVICE_S
-    shift_s = policy.key_shift(job("j", kind=JobKind.EMBED), [entry(spec("a"))])
-    assert shift_s == pytest.approx(-267.4, abs=0.1)
+    assert Options().boost_s > Options().boost_across_s > MIN_SERVICE_S
+    shift = policy.key_shift(job("j", kind=JobKind.EMBED), [entry(spec("a"))])
+    assert shift == pytest.approx((-934.0, -267.4), abs=0.1)
 
 
 @pytest.mark.parametrize(("boost_s", "moves"), [(0.0, False), (5.0, True), (None, True)])
@@ -344,5 +356,7 @@ def test_boost_of_the_configuration_outranks_the_planners_own(
     policy = CompletionTime()
     rules = SchedulerRules(boost_s=boost_s)
     Scheduler([spec("a")], policy, rules, rng=Random(0), now=0.0)
-    shift_s = policy.key_shift(job("j", prompt_tokens_est=1), [entry(spec("a"))])
-    assert (shift_s < 0) is moves
+    shift = policy.key_shift(job("j", prompt_tokens_est=1), [entry(spec("a"))])
+    assert (shift.within < 0) is moves
+    assert (shift.across < 0) is moves
+    assert (shift.across > shift.within) is (boost_s is None)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sollol_proxy.core.queue import Queue
+from sollol_proxy.core.queue import Queue, Shift
 from tests.core.builders import job
 
 AGEING_S = 60.0
@@ -94,6 +94,75 @@ def test_queue_ages_by_one_level_a_minute(
     for name, (priority, arrived_s) in (("older", older), ("newer", newer)):
         queue.add(job(name, priority=priority, arrived_s=arrived_s), arrived_s)
     assert next(iter(queue)).id == first
+
+
+shifted = st.lists(
+    st.tuples(
+        st.integers(0, 600),
+        st.integers(1, 4),
+        st.sampled_from("abc"),
+        st.floats(-300.0, 0.0),
+        st.floats(-100.0, 0.0),
+    ),
+    min_size=1,
+    max_size=30,
+)
+
+
+@given(rows=shifted)
+def test_shifts_order_within_a_priority_and_bound_who_goes_before_whom(
+    rows: list[tuple[int, int, str, float, float]],
+) -> None:
+    queue = Queue(AGEING_S)
+    keys = {}
+    for number, (arrived_s, priority, model, within, across) in enumerate(rows):
+        name = f"j{number}"
+        queue.add(
+            job(name, arrived_s=float(arrived_s), priority=priority, model=model),
+            float(arrived_s),
+            Shift(within, across),
+        )
+        keys[name] = (arrived_s + within, number)
+    ordered = list(queue)
+    assert sorted(each.id for each in ordered) == sorted(keys)
+    for priority in range(1, 5):
+        own = [keys[each.id] for each in ordered if each.priority == priority]
+        assert own == sorted(own)
+    for place, later in enumerate(ordered):
+        for earlier in ordered[:place]:
+            levels = earlier.priority - later.priority
+            bound_s = 300.0 if not levels else 300.0 + 100.0 + levels * AGEING_S
+            assert earlier.arrived_s <= later.arrived_s + bound_s + 1e-6
+
+
+@given(rows=shifted)
+def test_places_of_a_queue_and_of_its_lanes_agree(
+    rows: list[tuple[int, int, str, float, float]],
+) -> None:
+    queue = Queue(AGEING_S)
+    for number, (arrived_s, priority, model, within, across) in enumerate(rows):
+        asked = job(f"j{number}", arrived_s=float(arrived_s), priority=priority, model=model)
+        queue.add(asked, 0.0, Shift(within, across))
+    assert list(queue) == queue.window(len(rows))
+    for lane in queue.lanes():
+        alone = queue.window(len(rows), lane.__eq__)
+        assert queue.in_lane(lane) == alone
+        assert queue.first_in(lane) is alone[0]
+        assert queue.count_in(lane) == len(alone)
+    for waiting in list(queue):
+        assert queue.remove(waiting.id) is waiting
+    assert (len(queue), queue.lanes(), list(queue)) == (0, [], [])
+
+
+def test_short_job_stands_before_long_ones_of_its_own_priority_alone() -> None:
+    queue = Queue(AGEING_S)
+    queue.add(job("long", priority=5), 0.0)
+    queue.add(job("urgent", priority=6), 0.0)
+    queue.add(job("short", priority=5, arrived_s=10.0), 10.0, Shift(-200.0, -40.0))
+    assert [each.id for each in queue] == ["urgent", "short", "long"]
+    queue.remove("short")
+    queue.add(job("short", priority=5, arrived_s=10.0), 10.0, Shift(-200.0, -80.0))
+    assert [each.id for each in queue] == ["short", "urgent", "long"]
 
 
 def test_queue_is_overdue_at_the_deadline_and_not_before() -> None:

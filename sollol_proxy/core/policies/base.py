@@ -18,6 +18,7 @@ from random import Random
 from typing import ClassVar, NamedTuple, Protocol
 
 from sollol_proxy.core.memory import HostMemory, Memory
+from sollol_proxy.core.queue import Shift
 from sollol_proxy.core.running import Running
 from sollol_proxy.core.types import (
     Candidate,
@@ -160,7 +161,7 @@ class Planner(ABC):
 
     memory: what was learnt; the scheduler puts its own here.
     boost_s: how far short jobs may stand before long ones, as configured; None = as the planner
-        likes.
+        likes. Against other priorities it may be less.
     """
 
     name: ClassVar[str] = ""
@@ -170,8 +171,8 @@ class Planner(ABC):
         self.boost_s: float | None = None
 
     @abstractmethod
-    def key_shift(self, job: Job, hosts: Sequence[HostView]) -> float:
-        """Seconds added to the job's key in the queue when it arrives; < 0 moves it forward."""
+    def key_shift(self, job: Job, hosts: Sequence[HostView]) -> Shift:
+        """What is added to the job's key in the queue when it arrives."""
 
     @abstractmethod
     def plan_all(self, waiting: Sequence[Job], hosts: Sequence[HostView], now: float) -> Plan:

@@ -20,6 +20,7 @@ from sollol_proxy.core.policies.layout import Wish
 from sollol_proxy.core.policies.lone import best_host
 from sollol_proxy.core.policies.outlook import LoadPrices
 from sollol_proxy.core.policies.scene import Options, Scene, Views, best_of, idle_times, least_s
+from sollol_proxy.core.queue import NO_SHIFT, Shift
 from sollol_proxy.core.types import Decision, Job
 
 MIN_SERVICE_S = 0.05
@@ -40,15 +41,16 @@ class CompletionTime(Planner):
         self._last_turn: dict[str, int] = {}
         self._views: Views | None = None
 
-    def key_shift(self, job: Job, hosts: Sequence[HostView]) -> float:
+    def key_shift(self, job: Job, hosts: Sequence[HostView]) -> Shift:
         """The boost times ln(1 − e^(−s ÷ boost)) with s the seconds on the best host."""
         boost_s = self.options.boost_s if self.boost_s is None else self.boost_s
         if boost_s <= 0:
-            return 0.0
+            return NO_SHIFT
         service_s = least_s(self._kept(), job, hosts)
         if service_s is None:
             service_s = boost_s
-        return boost_s * log(-expm1(-max(service_s, MIN_SERVICE_S) / boost_s))
+        across_s = min(boost_s, self.options.boost_across_s)
+        return Shift(_shift_s(service_s, boost_s), _shift_s(service_s, across_s))
 
     def plan_all(self, waiting: Sequence[Job], hosts: Sequence[HostView], now: float) -> Plan:
         """Lay the jobs out; those that stand first on a free slot go, the others are held."""
@@ -132,3 +134,7 @@ class CompletionTime(Planner):
             predicted_wait_s=0.0,
             predicted_total_s=price.wait_s + price.own_s,
         )
+
+
+def _shift_s(service_s: float, boost_s: float) -> float:
+    return boost_s * log(-expm1(-max(service_s, MIN_SERVICE_S) / boost_s))

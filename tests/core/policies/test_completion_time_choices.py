@@ -118,7 +118,7 @@ def test_host_without_the_model_in_memory_is_never_a_tie(ratio: float, prompt: i
 def test_key_shift_puts_short_jobs_first_within_its_bound(
     speed: tuple[float, float], sizes: list[int]
 ) -> None:
-    memory, boost_s = Memory(), Options().boost_s
+    memory, boosts_s = Memory(), (Options().boost_s, Options().boost_across_s)
     hosts = pool_of([Row(speed)], memory)
     policy = planner(memory)
     shifts = []
@@ -126,11 +126,12 @@ def test_key_shift_puts_short_jobs_first_within_its_bound(
         asked = job("j", model="a:1", kind=JobKind.EMBED, prompt_tokens_est=size)
         shifts.append(policy.key_shift(asked, hosts))
         service_s = max(size / speed[0], MIN_SERVICE_S)
-        expected_s = boost_s * math.log1p(-math.exp(-service_s / boost_s))
+        expected_s = [boost_s * math.log1p(-math.exp(-service_s / boost_s)) for boost_s in boosts_s]
         assert shifts[-1] == pytest.approx(expected_s, rel=1e-6, abs=1e-6)
     assert shifts == sorted(shifts)
-    bound_s = boost_s * math.log(-math.expm1(-MIN_SERVICE_S / boost_s))
-    assert all(bound_s - 1e-9 <= shift_s <= 0 for shift_s in shifts)
+    for each, boost_s in enumerate(boosts_s):
+        bound_s = boost_s * math.log(-math.expm1(-MIN_SERVICE_S / boost_s))
+        assert all(bound_s - 1e-9 <= shift[each] <= 0 for shift in shifts)
 
 
 @some
@@ -141,14 +142,14 @@ def test_key_shift_goes_by_the_best_host_and_is_nothing_without_a_boost(
     memory = Memory()
     teach_lengths(memory, lengths)
     hosts = pool_of(pool, memory)
-    assert planner(memory, Options(boost_s=0.0)).key_shift(asked, hosts) == 0
-    shift_s = planner(memory).key_shift(asked, hosts)
-    assert math.isfinite(shift_s)
+    assert planner(memory, Options(boost_s=0.0)).key_shift(asked, hosts) == (0, 0)
+    shift = planner(memory).key_shift(asked, hosts)
+    assert all(math.isfinite(each_s) for each_s in shift)
     could = [host for host in hosts if host.is_eligible(asked)]
     if could:
-        assert shift_s == planner(memory).key_shift(asked, could)
+        assert shift == planner(memory).key_shift(asked, could)
         shifts = [planner(memory).key_shift(asked, [host]) for host in could]
-        assert shift_s == pytest.approx(min(shifts))
+        assert shift == pytest.approx(min(shifts))
 
 
 # Waiting for a better place
