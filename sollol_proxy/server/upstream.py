@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -90,12 +91,18 @@ class Upstream(ABC):
 
 def describe_error(error: BaseException) -> str:
     """A short reason for logs and the page, in words and without addresses."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return describe_error(error.certificate_error)
     if isinstance(error, aiohttp.ClientConnectorError):
         return describe_error(error.os_error)
     if isinstance(error, aiohttp.ClientPayloadError):
         return "the connection ended before the body did"
     if isinstance(error, aiohttp.ServerDisconnectedError):
         return "the connection ended without an answer"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"certificate not trusted: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):  # its number is none of the system's
+        return f"TLS failed: {(error.reason or 'no reason given').lower().replace('_', ' ')}"
     if isinstance(error, OSError) and not isinstance(error, aiohttp.ClientError):
         # A failed name look-up has a number of its own kind, and its own words.
         if error.errno and not isinstance(error, socket.gaierror):
