@@ -168,12 +168,11 @@ def _conclude(
     if ending is Ending.COMPLETE:
         first_byte_s = exchange.first_byte_s or 0.0
         in_host_s = max(first_byte_s - exchange.queue_s, 0.0)
-        seen = watch.observation()
-        if exchange.facts.stream and seen.decode_s is None and seen.output_tokens:
-            # The dialect tells no durations: the stream was timed as it passed.
-            seen = replace(seen, decode_s=body_s, is_timed=True)
-        total_s = in_host_s + body_s
-        exchange.observation = replace(seen, first_byte_s=in_host_s, total_s=total_s)
+        exchange.observation = watch.observation(
+            first_byte_s=in_host_s,
+            total_s=in_host_s + body_s,
+            body_s=body_s if exchange.facts.stream else None,
+        )
         exchange.outcome = Outcome.COMPLETED
         lease.done(AttemptResult.COMPLETED, exchange.observation)
         return
