@@ -55,22 +55,27 @@ def describe(
         content_type: the header's value.
         content_encoding: the header's value; zstd is undone where Ollama undoes it.
     """
-    unreadable = Facts(kind=JobKind.OTHER, body_bytes=len(body))
+    facts = _read(route, body, content_type, content_encoding)
+    return Facts(kind=JobKind.OTHER, body_bytes=len(body)) if facts is None else facts
+
+
+def _read(route: Route, body: bytes, content_type: str, content_encoding: str) -> Facts | None:
+    """As `describe`; None for whatever cannot be scheduled and has no name worth keeping."""
     if route.plan is not Plan.BALANCE:
-        return unreadable
+        return None
     plain = encoding.decoded(route, body, content_encoding)
     if plain is None:
-        return unreadable
+        return None
     if route.kind is JobKind.TRANSCRIBE:
         written = multipart.field(plain, content_type, "model")
         return _named(written, JobKind.TRANSCRIBE, len(body))
     value = gojson.first_object(without_images(plain))
     if value is None:
-        return unreadable
+        return None
     try:
         return _described(route, value, len(body))
     except WrongType:
-        return unreadable
+        return None
 
 
 def complexity(facts: Facts, model_bytes: int) -> Complexity:
@@ -115,7 +120,7 @@ def _level(amount: int, medium: int, complex_: int) -> Complexity:
     return Complexity.MEDIUM if amount >= medium else Complexity.SIMPLE
 
 
-def _described(route: Route, value: Object, body_bytes: int) -> Facts:
+def _described(route: Route, value: Object, body_bytes: int) -> Facts | None:
     prompt = read_prompt(route, value)
     kind = _kind(route, value, prompt)
     rendered_only = gojson.flag(value, "_debug_render_only", False)
@@ -140,16 +145,16 @@ def _described(route: Route, value: Object, body_bytes: int) -> Facts:
     )
 
 
-def _named(written: str, kind: JobKind, body_bytes: int, **more: Any) -> Facts:
-    """Facts with the model's name, or those of kind `other` where it rules scheduling out."""
-    if not names.is_valid(written):
-        return Facts(kind=JobKind.OTHER, body_bytes=body_bytes)
-    is_cloud = names.is_cloud(written)
+def _named(written: str, kind: JobKind, body_bytes: int, **more: Any) -> Facts | None:
+    """Facts with the model's name; None where it is no name. Kind `other` for a cloud model."""
+    asked = names.asked(written)
+    if asked is None:
+        return None
     return Facts(
-        kind=JobKind.OTHER if is_cloud else kind,
-        model=names.canonical(written),
+        kind=JobKind.OTHER if asked.is_cloud else kind,
+        model=asked.canonical,
         model_as_written=written,
-        is_cloud=is_cloud,
+        is_cloud=asked.is_cloud,
         body_bytes=body_bytes,
         **more,
     )
@@ -198,12 +203,13 @@ def _is_zero(keep_alive: Any) -> bool:
 
 
 def _output_limit_tokens(value: Object) -> int | None:
-    limits = (
-        gojson.members(value, "options").get("num_predict"),
+    options = gojson.members(value, "options")
+    for limit in (
+        options.get("num_predict") if options else None,
         value.get("max_tokens"),
         value.get("max_output_tokens"),
-    )
-    for limit in limits:
-        if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0:
+    ):
+        # A boolean is an `int` too, but not of that class.
+        if limit.__class__ is int and limit > 0:
             return limit
     return None
