@@ -43,18 +43,17 @@ MAX_REASON = 300
 
 def for_host(headers: Iterable[tuple[str, str]]) -> CIMultiDict[str]:
     """A client's headers as a host should see them: end-to-end ones, ours taken out."""
-    headers = list(headers)
-    dropped: AbstractSet[str] = _STAY
-    for name, value in headers:
-        if name.lower() == "connection":
-            dropped = dropped | _named_by_connection([(name, value)])
-    return CIMultiDict(
-        [
-            (name, value)
-            for name, value in headers
-            if (lowered := name.lower()) not in dropped and not lowered.startswith("x-sollol-")
-        ]
-    )
+    kept: list[tuple[str, str]] = []
+    named: set[str] = set()
+    for field in headers:
+        lowered = field[0].lower()
+        if lowered == "connection":
+            named |= _named_by_connection([field])
+        elif lowered not in _STAY and not lowered.startswith("x-sollol-"):
+            kept.append(field)
+    if named:
+        kept = [field for field in kept if field[0].lower() not in named]
+    return CIMultiDict(kept)
 
 
 def for_client(headers: Iterable[tuple[str, str]]) -> CIMultiDict[str]:
@@ -65,7 +64,7 @@ def for_client(headers: Iterable[tuple[str, str]]) -> CIMultiDict[str]:
 
 
 def client_block(
-    fields: Iterable[tuple[bytes, bytes]], added: Mapping[str, str] | Sequence[tuple[str, str]]
+    fields: Sequence[tuple[bytes, bytes]], added: Mapping[str, str] | Sequence[tuple[str, str]]
 ) -> tuple[bytes, bool]:
     """Header lines for the client, each with its line end, and whether there is a Date.
 
@@ -75,21 +74,35 @@ def client_block(
     pairs = added.items() if isinstance(added, Mapping) else added
     ours = "".join([f"{name}: {value}\r\n" for name, value in pairs]).encode("latin-1")
     dropped: AbstractSet[bytes] = _HOP_BYTES
-    lowered = [(name.lower(), name, value) for name, value in fields]
-    for name, _, value in lowered:
-        if name == b"connection":
-            named = _named_by_connection([("connection", value.decode("latin-1"))])
-            dropped = dropped | {each.encode("latin-1") for each in named}
-        elif name.startswith(_OURS):
-            dropped = dropped | {each.lower().encode("latin-1") for each, _ in pairs}
+    for name, _ in fields:
+        if name.lower().startswith(_OURS):
+            dropped = _displaced(fields, pairs)
+            break
     has_date = False
     lines: list[bytes] = []
-    for name, written, value in lowered:
-        if name not in dropped:
-            lines += (written, b": ", value, b"\r\n")
-            has_date = has_date or name == b"date"
+    for name, value in fields:
+        lowered = name.lower()
+        if lowered not in dropped:
+            lines += (name, b": ", value, b"\r\n")
+            has_date = has_date or lowered == b"date"
     lines.append(ours)
     return b"".join(lines), has_date
+
+
+def _displaced(
+    fields: Iterable[tuple[bytes, bytes]], added: Iterable[tuple[str, str]]
+) -> AbstractSet[bytes]:
+    """Names of a host's fields that stay behind: hop-by-hop ones, and what we say in its place."""
+    names = {name.lower().encode("latin-1") for name, _ in added}
+    dropped = set(_HOP_BYTES)
+    for name, value in fields:
+        lowered = name.lower()
+        if lowered == b"connection":
+            named = _named_by_connection([("connection", value.decode("latin-1"))])
+            dropped |= {each.encode("latin-1") for each in named}
+        elif lowered.startswith(_OURS):
+            dropped |= names
+    return dropped
 
 
 def routing(

@@ -76,6 +76,42 @@ def test_any_text_becomes_a_header_value(text: str) -> None:
     assert value.isprintable() or value == ""
 
 
+names = st.sampled_from(
+    ["Connection", "Date", "Vary", "X-SOLLOL-Host", "x-sollol-score", "TE", "X-A", "X-B", "Via"]
+).flatmap(lambda name: st.sampled_from([name, name.lower(), name.upper()]))
+values = st.sampled_from(["close", "x-a, X-SOLLOL-Host", "keep-alive", "date", "1", "2"])
+fields = st.lists(st.tuples(names, values), max_size=6)
+
+
+@given(theirs=fields, ours=fields)
+def test_client_gets_the_hosts_fields_that_stay_in_force_and_then_ours(
+    theirs: list[tuple[str, str]], ours: list[tuple[str, str]]
+) -> None:
+    lowered = [name.lower() for name, _ in theirs]
+    hidden = {token.strip().lower() for n, v in theirs if n.lower() == "connection"
+              for token in v.split(",")}  # fmt: skip
+    hidden = hidden - {"close"} | {"connection", "te"}
+    is_ours = any(n.startswith("x-sollol-") or n == "vary" for n in lowered)
+    if is_ours:
+        hidden |= {name.lower() for name, _ in ours}
+    kept = [field for field in theirs if field[0].lower() not in hidden]
+    block, has_date = headers.client_block([(n.encode(), v.encode()) for n, v in theirs], ours)
+    assert block == "".join(f"{name}: {value}\r\n" for name, value in kept + ours).encode()
+    assert has_date == any(name.lower() == "date" for name, _ in kept)
+
+
+@given(given=fields)
+def test_host_gets_what_is_end_to_end(given: list[tuple[str, str]]) -> None:
+    hidden = {token.strip().lower() for n, v in given if n.lower() == "connection"
+              for token in v.split(",")}  # fmt: skip
+    hidden |= {"connection", "te", "keep-alive"}
+    assert list(headers.for_host(given).items()) == [
+        (name, value)
+        for name, value in given
+        if name.lower() not in hidden and not name.lower().startswith("x-sollol-")
+    ]
+
+
 def routing(decision: Decision | None) -> dict[str, str]:
     return dict(
         headers.routing(
