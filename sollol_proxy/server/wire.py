@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from typing import NamedTuple
 
 MAX_LINE_BYTES = 2**14
 """Of a chunk's size with its extensions; Go's reader gives up far earlier."""
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([^\x00-\x08\x0a-\x1f\x7f]*))?")
+_OK = b"HTTP/1.1 200 OK"
 _FIELD = re.compile(_TOKEN + rb"+:[^\x00-\x08\x0a-\x1f\x7f]*")
 _FIELDS = re.compile(rb"(?:" + _FIELD.pattern + rb"\r\n)*")
+_PAIR = re.compile(
+    rb"(" + _TOKEN + rb"+):[ \t]*+((?:[^\x00-\x08\x0a-\x1f\x7f]*[^\x00-\x20\x7f])?)[ \t]*\r\n"
+)
+"""A field of a head that `_FIELDS` takes, and its value without the blanks around it."""
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 _FOLD = re.compile(rb"[ \t]*\r\n[ \t]+")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?")
@@ -43,8 +48,7 @@ class WireError(Exception):
     """Bytes that are no HTTP/1.1 answer; says what is wrong with them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(NamedTuple):
     """The head of an answer.
 
     fields: names and values as they came, without blanks around the values.
@@ -81,13 +85,12 @@ def parse_head(block: bytes) -> Head:
     start, _, lines = block[:-2].partition(b"\r\n")
     if _FIELDS.fullmatch(lines) is None or b"\n" in start:
         start, lines = _unusual(block)
+    fields: list[tuple[bytes, bytes]] = _PAIR.findall(lines)
+    if start == _OK:
+        return _head(200, b"OK", fields, is_11=True)
     status = _STATUS.fullmatch(start)
     if status is None:
         raise WireError("the answer does not begin as HTTP/1 does")
-    fields = [
-        (name, value.strip(b" \t"))
-        for name, _, value in (line.partition(b":") for line in lines.split(b"\r\n")[:-1])
-    ]
     return _head(int(status[2]), status[3] or b"", fields, is_11=status[1] == b"1")
 
 
