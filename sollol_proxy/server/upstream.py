@@ -6,7 +6,7 @@ import os
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import aiohttp
 from multidict import CIMultiDict
@@ -17,8 +17,7 @@ WITH_LENGTH = frozenset({"POST", "PUT", "PATCH"})
 """Methods that say so where they have no body."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outbound:
+class Outbound(NamedTuple):
     """A request on its way to some host. target: raw path and query, as the client spelled it.
 
     body: bytes when it may have to be sent again, an iterator when it is streamed; then in chunks
