@@ -175,10 +175,10 @@ class Connection(asyncio.Protocol):
         Raises:
             Cut: they will not come.
         """
-        while self._failure is None and not (self._pieces or self.has_ended):
-            await self._wait()
-        if self._failure is not None and not (self._pieces or self.has_ended):
-            raise self._failure
+        while not (self._pieces or self.has_ended):
+            if self._failure is not None:
+                raise self._failure
+            await self._news()
 
     @property
     def head(self) -> Head:
@@ -217,7 +217,7 @@ class Connection(asyncio.Protocol):
             if self._failure is not None:
                 raise self._failure
             self._resume()
-            await self._wait()
+            await self._news()
         return self.taken()
 
     def follow(self, follower: Follower) -> None:
@@ -288,6 +288,8 @@ class Connection(asyncio.Protocol):
                 self._keep(payload)
         if body.has_ended:
             self._end_of_body()
+        elif payload and follower is None:
+            self._wake()
 
     def eof_received(self) -> None:
         """The host will send no more; the transport closes by itself."""
@@ -362,7 +364,6 @@ class Connection(asyncio.Protocol):
         self._size += len(payload)
         if self._size >= READ_AHEAD_BYTES:
             self.pause()
-        self._wake()
 
     def _end_of_body(self) -> None:
         if self._follower is not None:
@@ -405,12 +406,10 @@ class Connection(asyncio.Protocol):
         while self._room is not None and self._is_open:
             await self._room
 
-    async def _wait(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+    def _news(self) -> asyncio.Future[None]:
+        """What `_wake` ends; for one who waits at a time."""
+        self._waiter = waiter = asyncio.get_running_loop().create_future()
+        return waiter
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
