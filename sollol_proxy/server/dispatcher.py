@@ -9,7 +9,7 @@ chunk of an answer calls the scheduler.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
 from typing import Any
@@ -197,8 +197,14 @@ class Dispatcher:
 
     async def begin(self, job: Job) -> Lease:
         """What `lease` does on entering."""
-        lease = Lease(self, job.id, await self._wait(job))
-        self._leases[job.id] = lease
+        effects = self._scheduler.submit(job, self._clock())
+        self._idle.clear()
+        decision = _only_decision(effects)
+        if decision is not None and decision.job_id == job.id:
+            self._set_timer()  # nobody has to wait, nor to be woken
+        else:
+            decision = await self._wait(job, effects)
+        lease = self._leases[job.id] = Lease(self, job.id, decision)
         return lease
 
     def report(self, report: HostReport) -> None:
@@ -286,12 +292,12 @@ class Dispatcher:
             self._timer.cancel()
             self._timer = None
 
-    async def _wait(self, job: Job) -> Decision:
+    async def _wait(self, job: Job, effects: Iterable[Effect]) -> Decision:
+        """What becomes of a job that was submitted. effects: of its submission."""
         future: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
         self._waiting[job.id] = future
-        self._idle.clear()
         try:
-            self._apply(self._scheduler.submit(job, self._clock()))
+            self._apply(effects)
             return await future
         except asyncio.CancelledError:
             self._give_up(job.id, self._waiting[job.id])
@@ -384,3 +390,10 @@ class Dispatcher:
     def _tick(self) -> None:
         self._timer = None
         self._apply(self._scheduler.tick(self._clock()))
+
+
+def _only_decision(effects: Sequence[Effect]) -> Decision | None:
+    """What was decided, where that is all that is to be done."""
+    if len(effects) == 1 and isinstance(first := effects[0], Dispatch):
+        return first.decision
+    return None
