@@ -128,11 +128,12 @@ class DirectResponse(web.StreamResponse):
             ConnectionResetError: the client's connection is closed.
         """
         self._is_over = True
+        transport = self.open_transport()
         if self.framing is Framing.CHUNKS:
             chunk = b"%x\r\n%b\r\n" % (len(payload), payload) if payload else b""
-            self._unsent += chunk + LAST_CHUNK
-            payload = b""
-        self.put(payload)
+            payload = chunk + LAST_CHUNK
+        whole, self._unsent = self._unsent + payload, b""
+        transport.write(whole)
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         """Write some bytes of the body, at the client's pace.
@@ -164,4 +165,5 @@ class DirectResponse(web.StreamResponse):
             self._unsent = b""
             if last:
                 self.open_transport().write(last)
-        await self.drained()
+        if self.client.writing_paused:
+            await self._writer.drain()

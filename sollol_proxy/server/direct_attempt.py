@@ -96,7 +96,10 @@ class DirectAttempt(AbstractAsyncContextManager[Upstream]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._leave()
+        if self._sender is not None or self._connection is None:
+            await self._leave()
+        else:
+            self._connections.give_back(self._connection)
 
     async def _new(self) -> Connection:
         try:
