@@ -74,10 +74,11 @@ def begin(services: Services, request: web.Request, route: Route) -> Exchange:
 
 def outbound(request: web.Request, body: bytes | AsyncIterator[bytes] | None) -> Outbound:
     """The request as a host should see it."""
-    query = request.rel_url.raw_query_string
-    if request[EXCHANGE].route.plan is Plan.BALANCE:
+    target, query = request.rel_url.raw_path, request.rel_url.raw_query_string
+    if query and request[EXCHANGE].route.plan is Plan.BALANCE:
         query, _ = headers.split_query(query)
-    target = request.rel_url.raw_path + (f"?{query}" if query else "")
+    if query:
+        target = f"{target}?{query}"
     return Outbound(request.method, target, headers.for_host(request.headers.items()), body)
 
 
