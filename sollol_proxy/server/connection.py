@@ -72,6 +72,7 @@ class Connection(asyncio.Protocol):
         "_is_open",
         "_is_reading",
         "_is_sent",
+        "_loop",
         "_method",
         "_pieces",
         "_reader",
@@ -84,6 +85,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._is_open = False
         self._is_reading = True
         self._waiter: asyncio.Future[None] | None = None
@@ -266,6 +268,7 @@ class Connection(asyncio.Protocol):
         """The connection is there."""
         # uvloop's transports are no subclasses of asyncio's.
         self._transport = cast(asyncio.Transport, transport)
+        self._loop = asyncio.get_running_loop()  # a system call each time
         self._is_open = True
 
     def data_received(self, data: bytes) -> None:
@@ -408,7 +411,8 @@ class Connection(asyncio.Protocol):
 
     def _news(self) -> asyncio.Future[None]:
         """What `_wake` ends; for one who waits at a time."""
-        self._waiter = waiter = asyncio.get_running_loop().create_future()
+        assert self._loop is not None
+        self._waiter = waiter = self._loop.create_future()
         return waiter
 
     def _wake(self) -> None:

@@ -26,7 +26,24 @@ MAX_MODEL_KEPT = 200
 """Characters of a client's text that a record keeps: records must stay small."""
 
 
+_IDS_AT_ONCE = 64
+_ID_BYTES = 8
 _NOTHING_YET = Facts(kind=JobKind.OTHER)
+
+
+class Ids:
+    """Random ids of requests, read from the system many at a time: each read is a system call."""
+
+    def __init__(self) -> None:
+        self._unused: list[str] = []
+
+    def new(self) -> str:
+        """An id that nobody has had."""
+        if not self._unused:
+            digits = urandom(_ID_BYTES * _IDS_AT_ONCE).hex()
+            length = 2 * _ID_BYTES
+            self._unused = [digits[at : at + length] for at in range(0, len(digits), length)]
+        return self._unused.pop()
 
 
 @dataclass(slots=True)
@@ -64,10 +81,10 @@ class Exchange:
     observation: Observation | None = None
 
     @classmethod
-    def begin(cls, request: web.BaseRequest, route: Route, now: float) -> Exchange:
+    def begin(cls, id_: str, request: web.BaseRequest, route: Route, now: float) -> Exchange:
         """A request has arrived."""
         return cls(
-            id=urandom(8).hex(),
+            id=id_,
             started_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
             method=request.method,
             path=request.rel_url.raw_path[:MAX_PATH_KEPT],

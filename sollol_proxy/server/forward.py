@@ -62,7 +62,7 @@ def begin(services: Services, request: web.Request, route: Route) -> Exchange:
     Raises:
         BadRequest: it asks for a priority that there is not.
     """
-    exchange = Exchange.begin(request, route, services.clock())
+    exchange = Exchange.begin(services.journal.ids.new(), request, route, services.clock())
     request[EXCHANGE] = exchange
     services.journal.begin(exchange)
     asked = request.headers.get(headers.PRIORITY)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from sollol_proxy.core.types import Complexity, Cost, Decision, TaskType
 from sollol_proxy.server import headers
+from sollol_proxy.server.exchange import Ids
 
 token = st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1, max_size=12)
 pairs = st.lists(st.tuples(token.map(lambda name: f"X-{name}"), token), max_size=8)
@@ -151,3 +152,11 @@ def test_routing_headers_have_a_cost_where_the_policy_has_no_score() -> None:
 
 def test_routing_headers_of_a_refused_request_name_no_host() -> None:
     assert "X-SOLLOL-Host" not in routing(None)
+
+
+def test_ids_are_all_different_and_of_one_length() -> None:
+    ids = Ids()
+    made = [ids.new() for _ in range(500)]
+    assert len(set(made)) == 500
+    assert {len(id_) for id_ in made} == {16}
+    assert all(int(id_, 16) >= 0 for id_ in made)
