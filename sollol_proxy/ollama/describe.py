@@ -63,7 +63,7 @@ def _read(route: Route, body: bytes, content_type: str, content_encoding: str) -
     """As `describe`; None for whatever cannot be scheduled and has no name worth keeping."""
     if route.plan is not Plan.BALANCE:
         return None
-    plain = encoding.decoded(route, body, content_encoding)
+    plain = encoding.decoded(route, body, content_encoding) if content_encoding else body
     if plain is None:
         return None
     if route.kind is JobKind.TRANSCRIBE:
@@ -170,7 +170,8 @@ def _model(route: Route, value: Object) -> str:
 
 def _kind(route: Route, value: Object, prompt: Prompt) -> JobKind:
     """The route's kind, or what an empty prompt makes of it."""
-    if route.kind is JobKind.SHOW or not (prompt.is_empty or _asks_nothing(route, prompt)):
+    asks_nothing = prompt.is_empty or (route.path == _RESPONSES and _asks_nothing(prompt))
+    if route.kind is JobKind.SHOW or not asks_nothing:
         return route.kind
     if route.path in _REFUSE_EMPTY:
         return JobKind.OTHER
@@ -181,10 +182,12 @@ def _kind(route: Route, value: Object, prompt: Prompt) -> JobKind:
     return JobKind.LOAD
 
 
-def _asks_nothing(route: Route, prompt: Prompt) -> bool:
+def _asks_nothing(prompt: Prompt) -> bool:
     """Whether a request for a response comes down to a conversation without messages."""
-    return route.path == "/v1/responses" and not (prompt.messages or prompt.asked or prompt.system)
+    return not (prompt.messages or prompt.asked or prompt.system)
 
+
+_RESPONSES = "/v1/responses"
 
 _UNLOAD = frozenset({"/api/generate", "/api/chat"})
 """Routes on which `keep_alive: 0` without a prompt unloads. The embedding routes load first."""

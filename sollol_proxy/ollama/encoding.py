@@ -46,7 +46,7 @@ def decoded(route: Route, body: bytes, content_encoding: str) -> bytes | None:
         body: as sent.
         content_encoding: the header's value; "" when there is none.
     """
-    if not content_encoding or content_encoding.strip().lower() in ("", "identity"):
+    if content_encoding.strip().lower() in ("", "identity"):
         return body
     # Compared as Ollama does it: other codings, and lists of them, are not undone.
     if content_encoding.strip() == "zstd" and route.path in ZSTD_ROUTES:

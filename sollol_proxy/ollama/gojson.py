@@ -37,7 +37,7 @@ def first_object(body: bytes) -> Object | None:
 
 def folded_keys(value: Object) -> dict[str, Any]:
     """The object with lower-case keys."""
-    return {key.lower(): item for key, item in value.items()}
+    return dict(zip(map(str.lower, value), value.values(), strict=True))
 
 
 def text(value: Object, key: str) -> str:
