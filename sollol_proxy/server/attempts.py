@@ -42,6 +42,10 @@ async def carry_out(
             host = services.hosts[lease.decision.host_id]
             try:
                 async with open_attempt(services.upstreams, host, outbound, lease) as upstream:
+                    if upstream.status < judge.FIRST_ERROR:
+                        return await _answer(
+                            services, request, exchange, job, lease, upstream, judge.GOOD
+                        )
                     verdict = await judge.judge(upstream, exchange.route, job)
                     again = _again(services, job, outbound, host.id, verdict)
                     if again is None:
@@ -135,11 +139,12 @@ async def _answer(
 
 
 def _head(request: web.Request, exchange: Exchange, upstream: Upstream) -> DirectResponse:
-    added = (*exchange.routing_headers().items(), *added_headers(request))
+    routing, added = exchange.routing_headers(), added_headers(request)
     fields = upstream.fields
     if upstream.status in NO_BODY:  # RFC 9110, 8.6
         fields = tuple(field for field in fields if field[0].lower() != b"content-length")
-    block, has_date = headers.client_block(fields, added)
+    ours = (*routing.items(), *added) if added else routing.items()
+    block, has_date = headers.client_block(fields, ours)
     return DirectResponse(
         request,
         upstream.status,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from collections.abc import Set as AbstractSet
+from functools import lru_cache
 
 from multidict import CIMultiDict
 
@@ -64,19 +65,18 @@ def for_client(headers: Iterable[tuple[str, str]]) -> CIMultiDict[str]:
 
 
 def client_block(
-    fields: Sequence[tuple[bytes, bytes]], added: Mapping[str, str] | Sequence[tuple[str, str]]
+    fields: Sequence[tuple[bytes, bytes]], added: Collection[tuple[str, str]]
 ) -> tuple[bytes, bool]:
     """Header lines for the client, each with its line end, and whether there is a Date.
 
     A host's end-to-end fields as they came, then ours, which take the place of those of the host
     that have the same name.
     """
-    pairs = added.items() if isinstance(added, Mapping) else added
-    ours = "".join([f"{name}: {value}\r\n" for name, value in pairs]).encode("latin-1")
+    ours = "".join([f"{name}: {value}\r\n" for name, value in added]).encode("latin-1")
     dropped: AbstractSet[bytes] = _HOP_BYTES
     for name, _ in fields:
         if name.lower().startswith(_OURS):
-            dropped = _displaced(fields, pairs)
+            dropped = _displaced(fields, added)
             break
     has_date = False
     lines: list[bytes] = []
@@ -128,7 +128,7 @@ def routing(
     if rewrote:
         fields["X-SOLLOL-Rewrote"] = printable(rewrote)
     if decision is not None:
-        fields["X-SOLLOL-Host"] = printable(decision.host_id)
+        fields["X-SOLLOL-Host"] = _printable_kept(decision.host_id)
         fields["X-SOLLOL-Policy"] = decision.policy
         if decision.cost.score is not None:
             fields["X-SOLLOL-Score"] = f"{decision.cost.score:.1f}"
@@ -156,6 +156,9 @@ def printable(text: str) -> str:
     is_safe = text.isascii() and text.isprintable()
     safe = text if is_safe else "".join(char if " " <= char <= "~" else "?" for char in text)
     return safe if len(safe) <= MAX_REASON else safe[: MAX_REASON - 3] + "..."
+
+
+_printable_kept = lru_cache(maxsize=64)(printable)
 
 
 def split_query(raw_query: str) -> tuple[str, str | None]:
