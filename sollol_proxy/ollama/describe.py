@@ -67,8 +67,7 @@ def _read(route: Route, body: bytes, content_type: str, content_encoding: str) -
     if plain is None:
         return None
     if route.kind is JobKind.TRANSCRIBE:
-        written = multipart.field(plain, content_type, "model")
-        return _named(written, JobKind.TRANSCRIBE, len(body))
+        return _transcription(multipart.field(plain, content_type, "model"), len(body))
     value = gojson.first_object(without_images(plain))
     if value is None:
         return None
@@ -120,6 +119,19 @@ def _level(amount: int, medium: int, complex_: int) -> Complexity:
     return Complexity.MEDIUM if amount >= medium else Complexity.SIMPLE
 
 
+def _transcription(written: str, body_bytes: int) -> Facts | None:
+    asked = names.asked(written)
+    if asked is None:
+        return None
+    return Facts(
+        kind=JobKind.OTHER if asked.is_cloud else JobKind.TRANSCRIBE,
+        model=asked.canonical,
+        model_as_written=written,
+        is_cloud=asked.is_cloud,
+        body_bytes=body_bytes,
+    )
+
+
 def _described(route: Route, value: Object, body_bytes: int) -> Facts | None:
     prompt = read_prompt(route, value)
     kind = _kind(route, value, prompt)
@@ -129,24 +141,7 @@ def _described(route: Route, value: Object, body_bytes: int) -> Facts | None:
     options = load_options(route, value)
     # Only what generates goes on from a prompt that was there before.
     prefix, prefix_tokens = prefix_of(prompt) if kind is JobKind.GENERATE else ((), ())
-    return _named(
-        _model(route, value),
-        kind,
-        body_bytes,
-        stream=streams and kind is JobKind.GENERATE and not rendered_only,
-        task_type=TaskType.EMBEDDING if embeds else task_type(prompt.asked, prompt.system),
-        prompt_tokens_est=prompt.tokens_est,
-        output_limit_tokens=_output_limit_tokens(value),
-        messages=prompt.messages,
-        options_key=options.key,
-        num_ctx=options.num_ctx,
-        prefix=prefix,
-        prefix_tokens=prefix_tokens,
-    )
-
-
-def _named(written: str, kind: JobKind, body_bytes: int, **more: Any) -> Facts | None:
-    """Facts with the model's name; None where it is no name. Kind `other` for a cloud model."""
+    written = _model(route, value)
     asked = names.asked(written)
     if asked is None:
         return None
@@ -156,7 +151,15 @@ def _named(written: str, kind: JobKind, body_bytes: int, **more: Any) -> Facts |
         model_as_written=written,
         is_cloud=asked.is_cloud,
         body_bytes=body_bytes,
-        **more,
+        stream=streams and kind is JobKind.GENERATE and not rendered_only,
+        task_type=TaskType.EMBEDDING if embeds else task_type(prompt.asked, prompt.system),
+        prompt_tokens_est=prompt.tokens_est,
+        output_limit_tokens=_output_limit_tokens(value),
+        messages=prompt.messages,
+        options_key=options.key,
+        num_ctx=options.num_ctx,
+        prefix=prefix,
+        prefix_tokens=prefix_tokens,
     )
 
 

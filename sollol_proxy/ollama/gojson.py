@@ -35,9 +35,12 @@ def first_object(body: bytes) -> Object | None:
     return folded if len(folded) == len(value) else _slow_first_object(body)
 
 
-def folded_keys(value: Object) -> dict[str, Any]:
-    """The object with lower-case keys."""
-    return dict(zip(map(str.lower, value), value.values(), strict=True))
+def folded_keys(value: Object) -> Object:
+    """The object with lower-case keys; itself where it has no others."""
+    for key in value:
+        if key != key.lower():
+            return {key.lower(): item for key, item in value.items()}
+    return value
 
 
 def text(value: Object, key: str) -> str:

@@ -380,10 +380,12 @@ class BodyWatch:
             return {}
         if not self._tail.startswith(_VECTORS_AND_COUNTS):
             return None
-        behind = max(self._tail.rfind(b"]"), 0)
-        return {
-            key.decode(): int(value) for key, value in _METRIC.findall(self._tail, behind)
-        } or None
+        # `],"key":…}`: without its first two bytes it is an object's inside.
+        try:
+            rest = orjson.loads(b"{" + self._tail[self._tail.rfind(b"]") + 2 :])
+        except orjson.JSONDecodeError:
+            return None
+        return rest if "error" not in rest else None
 
     def _is_cut(self) -> bool:
         """Whether the last record is longer than what was kept of it."""
