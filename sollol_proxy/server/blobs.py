@@ -175,7 +175,8 @@ async def _spread(
         lacking = [next(reply.host_id for reply in said if reply.status != FOUND)]
     await bodies.go_on(request)
     if request.content_length is not None:
-        outbound.headers["Content-Length"] = str(request.content_length)
+        length = ("Content-Length", str(request.content_length))
+        outbound = outbound._replace(headers=[*outbound.headers, length])
     pipes = {host_id: Pipe() for host_id in lacking}
     sent: list[PartReply] = []
     parts = TaskSet()

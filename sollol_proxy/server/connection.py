@@ -132,7 +132,8 @@ class Connection(asyncio.Protocol):
         """Begin an exchange. body: None where pieces follow, which `send_pieces` sends."""
         self._reset(method)
         self.exchanges += 1
-        self._resume()
+        if not self._is_reading:
+            self._resume()
         transport = self._transport
         if transport is None or transport.is_closing():
             self._failure = Cut(_NO_ANSWER, untouched=True)

@@ -42,7 +42,7 @@ _STAY = _HOP_BY_HOP | _NOT_FOR_HOSTS
 MAX_REASON = 300
 
 
-def for_host(headers: Iterable[tuple[str, str]]) -> CIMultiDict[str]:
+def for_host(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     """A client's headers as a host should see them: end-to-end ones, ours taken out."""
     kept: list[tuple[str, str]] = []
     named: set[str] = set()
@@ -54,7 +54,7 @@ def for_host(headers: Iterable[tuple[str, str]]) -> CIMultiDict[str]:
             kept.append(field)
     if named:
         kept = [field for field in kept if field[0].lower() not in named]
-    return CIMultiDict(kept)
+    return kept
 
 
 def for_client(headers: Iterable[tuple[str, str]]) -> CIMultiDict[str]:

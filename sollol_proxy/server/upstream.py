@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import NamedTuple
 
 import aiohttp
-from multidict import CIMultiDict
 
 TAKEN_BACK = "taken back: the host fell silent"
 NO_CONNECTION = "no connection in time"
@@ -26,7 +25,7 @@ class Outbound(NamedTuple):
 
     method: str
     target: str
-    headers: CIMultiDict[str]
+    headers: Sequence[tuple[str, str]]
     body: bytes | AsyncIterator[bytes] | None
 
 

@@ -17,7 +17,7 @@ pairs = st.lists(st.tuples(token.map(lambda name: f"X-{name}"), token), max_size
 @given(pairs=pairs)
 def test_end_to_end_headers_pass_both_ways_in_order(pairs: list[tuple[str, str]]) -> None:
     wanted = [pair for pair in pairs if not pair[0].lower().startswith("x-sollol-")]
-    assert list(headers.for_host(pairs).items()) == wanted
+    assert headers.for_host(pairs) == wanted
     assert list(headers.for_client(pairs).items()) == pairs
 
 
@@ -28,7 +28,7 @@ def test_end_to_end_headers_pass_both_ways_in_order(pairs: list[tuple[str, str]]
 )  # fmt: skip
 def test_hop_by_hop_headers_stay_on_their_hop(name: str) -> None:
     given = [(name, "x"), ("X-Kept", "y")]
-    assert list(headers.for_host(given).items()) == [("X-Kept", "y")]
+    assert headers.for_host(given) == [("X-Kept", "y")]
     assert list(headers.for_client(given).items()) == [("X-Kept", "y")]
 
 
@@ -41,12 +41,12 @@ def test_headers_meant_for_the_proxy_do_not_reach_a_host(name: str) -> None:
 
 def test_headers_that_connection_names_stay_on_their_hop() -> None:
     given = [("Connection", "close, X-Secret"), ("X-Secret", "1"), ("X-Open", "2")]
-    assert list(headers.for_host(given).items()) == [("X-Open", "2")]
+    assert headers.for_host(given) == [("X-Open", "2")]
 
 
 def test_authorization_and_repeated_headers_reach_the_host() -> None:
     given = [("Authorization", "Bearer k"), ("X-A", "1"), ("X-A", "2")]
-    assert list(headers.for_host(given).items()) == given
+    assert headers.for_host(given) == given
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_host_gets_what_is_end_to_end(given: list[tuple[str, str]]) -> None:
     hidden = {token.strip().lower() for n, v in given if n.lower() == "connection"
               for token in v.split(",")}  # fmt: skip
     hidden |= {"connection", "te", "keep-alive"}
-    assert list(headers.for_host(given).items()) == [
+    assert headers.for_host(given) == [
         (name, value)
         for name, value in given
         if name.lower() not in hidden and not name.lower().startswith("x-sollol-")
