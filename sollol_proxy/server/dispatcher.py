@@ -9,7 +9,7 @@ chunk of an answer calls the scheduler.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
 from typing import Any
@@ -50,14 +50,17 @@ _REFUSALS: dict[Outcome, type[Refused]] = {
 }
 
 
-class Lease:
-    """A held slot: what was decided, and how the attempt went."""
+class Lease(AbstractAsyncContextManager["Lease"]):
+    """A slot that is held for a block: what was decided, and how the attempt went.
+
+    decision: there from entering on.
+    """
 
     __slots__ = (
         "_dispatcher",
         "_is_recalled",
         "_is_released",
-        "_job_id",
+        "_job",
         "_take_back",
         "decision",
         "detail",
@@ -65,16 +68,31 @@ class Lease:
         "result",
     )
 
-    def __init__(self, dispatcher: Dispatcher, job_id: str, decision: Decision) -> None:
-        self.decision = decision
+    decision: Decision
+
+    def __init__(self, dispatcher: Dispatcher, job: Job) -> None:
         self._dispatcher = dispatcher
-        self._job_id = job_id
+        self._job = job
         self._is_released = False
         self._is_recalled = False
         self._take_back: Callable[[], None] | None = None
         self.result: AttemptResult | None = None
         self.observation: Observation | None = None
         self.detail = ""
+
+    async def __aenter__(self) -> Lease:
+        self.decision = await self._dispatcher.begin(self._job, self)
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if isinstance(exc, asyncio.CancelledError | ClientGone | BadRequest):
+            self.result = self.result or AttemptResult.CLIENT_GONE
+        self.release()
 
     def on_recall(self, take_back: Callable[[], None] | None) -> None:
         """Whom to call when the scheduler takes the attempt back; None = it is too late for that.
@@ -109,11 +127,11 @@ class Lease:
 
     def first_byte(self) -> None:
         """Tell the scheduler that a good answer has begun."""
-        self._dispatcher.first_byte(self._job_id)
+        self._dispatcher.first_byte(self._job.id)
 
     def streams(self, tokens: Callable[[], int]) -> None:
         """The answer comes bit by bit. tokens: how many there are by now; asked until the end."""
-        self._dispatcher.streams(self._job_id, tokens)
+        self._dispatcher.streams(self._job.id, tokens)
 
     def done(
         self, result: AttemptResult, observation: Observation | None = None, detail: str = ""
@@ -128,34 +146,7 @@ class Lease:
         """
         if not self._is_released:
             self._is_released = True
-            self._dispatcher.finish(self._job_id, self)
-
-
-class _Block(AbstractAsyncContextManager[Lease]):
-    """Holds a lease; a plain class, because every request enters one."""
-
-    __slots__ = ("_dispatcher", "_job", "_lease")
-
-    def __init__(self, dispatcher: Dispatcher, job: Job) -> None:
-        self._dispatcher = dispatcher
-        self._job = job
-        self._lease: Lease | None = None
-
-    async def __aenter__(self) -> Lease:
-        self._lease = await self._dispatcher.begin(self._job)
-        return self._lease
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        lease = self._lease
-        assert lease is not None
-        if isinstance(exc, asyncio.CancelledError | ClientGone | BadRequest):
-            lease.result = lease.result or AttemptResult.CLIENT_GONE
-        lease.release()
+            self._dispatcher.finish(self._job.id, self)
 
 
 class Dispatcher:
@@ -193,19 +184,20 @@ class Dispatcher:
         Entering raises:
             Refused: the scheduler gave the job no host.
         """
-        return _Block(self, job)
+        return Lease(self, job)
 
-    async def begin(self, job: Job) -> Lease:
-        """What `lease` does on entering."""
+    async def begin(self, job: Job, lease: Lease) -> Decision:
+        """The job's host, once it has one: what a lease does on entering."""
         effects = self._scheduler.submit(job, self._clock())
         self._idle.clear()
-        decision = _only_decision(effects)
-        if decision is not None and decision.job_id == job.id:
-            self._set_timer()  # nobody has to wait, nor to be woken
+        first = effects[0] if len(effects) == 1 else None
+        if isinstance(first, Dispatch) and first.decision.job_id == job.id:
+            decision = first.decision  # nobody has to wait, nor to be woken
+            self._set_timer()
         else:
             decision = await self._wait(job, effects)
-        lease = self._leases[job.id] = Lease(self, job.id, decision)
-        return lease
+        self._leases[job.id] = lease
+        return decision
 
     def report(self, report: HostReport) -> None:
         """Pass a probe's result on."""
@@ -390,10 +382,3 @@ class Dispatcher:
     def _tick(self) -> None:
         self._timer = None
         self._apply(self._scheduler.tick(self._clock()))
-
-
-def _only_decision(effects: Sequence[Effect]) -> Decision | None:
-    """What was decided, where that is all that is to be done."""
-    if len(effects) == 1 and isinstance(first := effects[0], Dispatch):
-        return first.decision
-    return None
