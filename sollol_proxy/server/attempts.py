@@ -106,8 +106,8 @@ async def _answer(
     """Pass the host's answer on, whatever its status."""
     exchange.answered_by_host = True
     exchange.status = upstream.status
-    exchange.first_byte_s = services.clock() - exchange.arrived_s
     started_s = services.clock()
+    exchange.first_byte_s = started_s - exchange.arrived_s
     if verdict.result is AttemptResult.COMPLETED:
         lease.first_byte()
     fmt = body_format(upstream.content_type)
