@@ -72,6 +72,7 @@ _NATIVE_KEYS = (
     "prompt_eval_duration",
     "eval_duration",
 )
+_METRICS = frozenset({"total_duration", *_NATIVE_KEYS})
 # Named events have their type in the data, which quotes cannot fake; `[DONE]` is a whole line.
 _DONE_LINES = (b"data: [DONE]", b"data:[DONE]")
 _LAST_TYPES: Mapping[str, bytes] = {
@@ -382,10 +383,10 @@ class BodyWatch:
             return None
         # `],"key":…}`: without its first two bytes it is an object's inside.
         try:
-            rest = orjson.loads(b"{" + self._tail[self._tail.rfind(b"]") + 2 :])
+            rest: dict[str, Any] = orjson.loads(b"{" + self._tail[self._tail.rfind(b"]") + 2 :])
         except orjson.JSONDecodeError:
             return None
-        return rest if "error" not in rest else None
+        return None if _METRICS.isdisjoint(rest) else rest
 
     def _is_cut(self) -> bool:
         """Whether the last record is longer than what was kept of it."""

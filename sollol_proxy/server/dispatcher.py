@@ -50,7 +50,7 @@ _REFUSALS: dict[Outcome, type[Refused]] = {
 }
 
 
-class Lease(AbstractAsyncContextManager["Lease"]):
+class Lease:
     """A slot that is held for a block: what was decided, and how the attempt went.
 
     decision: there from entering on.

@@ -464,6 +464,19 @@ def test_counts_behind_vectors_are_found_without_reading_them(
     assert watch.observation() == Observation(prompt_tokens=count, load_s=load_ns / 1e9)
 
 
+@pytest.mark.parametrize("behind", [b"", b" ", b"\n", b',"done":true', b',"x":[1]', b',"x":"]"'])
+@pytest.mark.parametrize("error", [b"", b'"error":"no",'])
+def test_embedding_is_read_whole_where_nothing_is_told_behind_it(
+    error: bytes, behind: bytes
+) -> None:
+    vector = compact([0.5] * 500)
+    body = b'{"model":"m",%b"prompt_eval_count":7,"embeddings":[%b]%b}' % (error, vector, behind)
+    watch = fed("/api/embed", BodyFormat.JSON, body)
+    assert watch.ending() is (Ending.ERROR_RECORD if error else Ending.COMPLETE)
+    if not error:
+        assert watch.observation() == Observation(prompt_tokens=7)
+
+
 ANY_NUMBER = st.integers(-3, 10**18) | st.floats(0, 5) | st.booleans() | st.none() | st.text()
 
 
