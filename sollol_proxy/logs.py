@@ -4,7 +4,8 @@ Never bodies, never prompt text, never header values that clients send. A line i
 nothing holds back: what was logged before a crash is there after it, and lines do not mix.
 
 Both ways of showing an event are one processor each, because a line is written for every request:
-structlog's own console takes about 300 calls for one.
+structlog's own console takes about 300 calls for one. The line of a request that went as it should
+is not even put together field by field: see `_Requests`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import logging
 import re
 import sys
 from datetime import UTC, datetime
+from typing import Any
 
 import orjson
 import structlog
@@ -21,7 +23,7 @@ from structlog import dev
 from structlog.typing import EventDict
 
 from sollol_proxy.config.schema import LogSection
-from sollol_proxy.core.types import Outcome, RequestRecord
+from sollol_proxy.core.types import Decision, Outcome, RequestRecord
 
 _QUIET = (Outcome.COMPLETED, Outcome.CLIENT_GONE, Outcome.UPSTREAM_REFUSED)
 
@@ -34,6 +36,24 @@ _LEVELS = {
 }
 """The colour of each level: structlog's own."""
 
+_OF_A_REQUEST = (
+    "attempts",
+    "bytes_out",
+    "first_byte_s",
+    "host",
+    "id",
+    "method",
+    "model",
+    "outcome",
+    "priority",
+    "queue_s",
+    "route",
+    "status",
+    "task",
+    "total_s",
+)
+"""What the line of a plain request has, in the order in which the console shows it."""
+
 _is_ambiguous = re.compile("[ =\"']").search
 """Whether a value has to stand in quotes for its end, and what follows, to be seen."""
 
@@ -41,10 +61,13 @@ _is_ambiguous = re.compile("[ =\"']").search
 def configure(section: LogSection) -> None:
     """Set structlog up once for the process."""
     is_json = section.format == "json"
+    level = logging.getLevelNamesMapping()[section.level.upper()]
     structlog.configure(
         processors=[json_line if is_json else ConsoleLine(has_colors=_is_terminal())],
-        wrapper_class=structlog.make_filtering_bound_logger(
-            logging.getLevelNamesMapping()[section.level.upper()]
+        wrapper_class=type(
+            "Logger",
+            (_Requests, structlog.make_filtering_bound_logger(level)),
+            {"has_requests": level <= logging.INFO},
         ),
         # JSON is UTF-8, whatever the locale says of the rest: it goes out as bytes.
         logger_factory=structlog.BytesLoggerFactory(sys.stderr.buffer)
@@ -81,6 +104,8 @@ class ConsoleLine:
             level: f"{end} [{paint(color, dev.BRIGHT)}{level:<9}{end}] {paint(dev.BRIGHT)}"
             for level, color in _LEVELS.items()
         }
+        fields = "".join([f" {self._key}{name}{self._value}%s{end}" for name in _OF_A_REQUEST])
+        self._request = f"{self._start}%s{self._levels['info']}{'request':<30}{end}{fields}"
 
     def __call__(self, _logger: object, level: str, event: EventDict) -> str:
         """The line, without its end."""
@@ -104,6 +129,27 @@ class ConsoleLine:
             line = line.rstrip(" ")
         return line + traceback
 
+    def of_request(self, record: RequestRecord, decision: Decision) -> str | None:
+        """The line of a plain request, as `access` has it made; None where a value needs quotes."""
+        outcome, task, host = record.outcome._value_, record.task_type._value_, decision.host_id
+        texts = (host, record.id, record.method, record.model, outcome, record.route, task)
+        together = "".join(texts)
+        if not together.isprintable() or _is_ambiguous(together):
+            return None
+        return self._request % (
+            _now(),
+            record.attempts,
+            record.body_bytes_out,
+            round(record.first_byte_s or 0.0, 4),
+            *texts[:5],
+            record.priority,
+            round(record.queue_s, 4),
+            record.route,
+            record.status,
+            task,
+            round(record.total_s, 4),
+        )
+
 
 def json_line(_logger: object, level: str, event: EventDict) -> bytes:
     """The last processor of structlog: an event as a JSON object in UTF-8, without the line's end.
@@ -119,6 +165,74 @@ def json_line(_logger: object, level: str, event: EventDict) -> bytes:
         return orjson.dumps(fields, default=repr)
     except TypeError:  # text with half a surrogate pair, or an integer beyond 64 bits
         return json.dumps(fields, default=repr).encode("ascii")
+
+
+def _json_of_request(record: RequestRecord, decision: Decision) -> bytes | None:
+    """What `json_line` makes of a plain request; None where `orjson` does not take a value."""
+    fields = {
+        "id": record.id,
+        "method": record.method,
+        "route": record.route,
+        "model": record.model,
+        "outcome": record.outcome._value_,
+        "status": record.status,
+        "host": decision.host_id,
+        "task": record.task_type._value_,
+        "priority": record.priority,
+        "attempts": record.attempts,
+        "queue_s": round(record.queue_s, 4),
+        "first_byte_s": round(record.first_byte_s or 0.0, 4),
+        "total_s": round(record.total_s, 4),
+        "bytes_out": record.body_bytes_out,
+        "event": "request",
+        "level": "info",
+        "timestamp": _now(),
+    }
+    try:
+        return orjson.dumps(fields)
+    except TypeError:
+        return None
+
+
+class _Requests:
+    """What `configure` adds to structlog's loggers: a short way for the line of a plain request.
+
+    Plain is what one host answered well at once. Its fields are always the same, so structlog need
+    not collect, and a processor not look at, what is known beforehand: the same bytes for half of
+    the time. What begins with an underscore is structlog's, for classes that extend its loggers.
+    """
+
+    has_requests: bool
+    _context: Any
+    _logger: Any
+    _processors: Any
+
+    def plain_request(self, record: RequestRecord) -> bool:
+        """Write the line; False where it has to be made field by field."""
+        decision = record.decision
+        if (
+            record.outcome is not Outcome.COMPLETED
+            or decision is None
+            or record.first_byte_s is None
+            or not record.model
+            or record.failures
+            or record.hosts
+            or record.detail
+            or self._context
+        ):
+            return False
+        processor = self._processors[0]
+        if not self.has_requests:
+            return True
+        line: str | bytes | None = None
+        if processor.__class__ is ConsoleLine:
+            line = processor.of_request(record, decision)
+        elif processor is json_line:
+            line = _json_of_request(record, decision)
+        if line is None:
+            return False
+        self._logger.msg(line)
+        return True
 
 
 def _now() -> str:
@@ -157,6 +271,9 @@ class _Forward(logging.Handler):
 
 def access(log: structlog.typing.FilteringBoundLogger, record: RequestRecord) -> None:
     """The one line of a request."""
+    plain_request = getattr(log, "plain_request", None)  # there if `configure` was called
+    if plain_request is not None and plain_request(record):
+        return
     write = log.info if record.outcome in _QUIET else log.warning
     decision = record.decision
     # `_value_` is what `value` would find in two calls.

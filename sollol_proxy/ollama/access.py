@@ -62,9 +62,9 @@ _NAME_KEPT = 64
 """Characters of a name whose verdict is kept."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Access:
-    """What the rules depend on.
+    """What the rules depend on. Equal to itself only, which makes it a cheap key.
 
     loopback_bound: the proxy listens on a loopback address only; else there is no Host check.
     origins: more allowed web origins, one `*` in each at most, as in OLLAMA_ORIGINS.
@@ -83,6 +83,16 @@ class Verdict:
 
     reply: Reply | None = None
     headers: Headers = ()
+
+
+def is_plainly_welcome(
+    access: Access, *, method: str, host_header: str | None, origin: str | None
+) -> bool:
+    """Whether `judge` has nothing to say to a request, as far as that can be told at a glance."""
+    if origin or host_header is None or method == "OPTIONS":
+        return False
+    # Clients come by the same few names again and again; what one makes up must not fill memory.
+    return len(host_header) <= _NAME_KEPT and _is_own_kept(access, host_header)
 
 
 def judge(
@@ -126,7 +136,7 @@ def _judge_host(access: Access, method: str, host: str, allow: Headers, cors: He
     if not access.loopback_bound:
         return Verdict(headers=cors)
     name = _without_port(host)
-    if _is_local_address(access, name):
+    if _is_near(access, name):
         return Verdict(headers=cors)
     if not _is_local_name(access, name):
         return Verdict(Reply(403, headers=cors + allow))
@@ -186,14 +196,16 @@ def _is_local_name(access: Access, name: str) -> bool:
     return name == access.hostname.lower() or name.endswith(_LOCAL_SUFFIXES)
 
 
-def _is_local_address(access: Access, name: str) -> bool:
-    """Whether the name is an address that can only be near: loopback, private, the machine's."""
-    # Clients come by the same few names again and again; what one makes up must not fill memory.
-    look = _is_near_kept if len(name) <= _NAME_KEPT else _is_near
-    return look(access, name)
+def _is_own(access: Access, host: str) -> bool:
+    """Whether the Host check lets everything but OPTIONS pass."""
+    if not access.loopback_bound:
+        return True
+    name = _without_port(host)
+    return _is_near(access, name) or _is_local_name(access, name)
 
 
 def _is_near(access: Access, name: str) -> bool:
+    """Whether the name is an address that can only be near: loopback, private, the machine's."""
     try:
         address = ip_address(name)
     except ValueError:
@@ -203,4 +215,4 @@ def _is_near(access: Access, name: str) -> bool:
     return any(address in network for network in _PRIVATE)
 
 
-_is_near_kept = lru_cache(maxsize=64)(_is_near)
+_is_own_kept = lru_cache(maxsize=64)(_is_own)

@@ -55,22 +55,26 @@ def describe(
         content_type: the header's value.
         content_encoding: the header's value; zstd is undone where Ollama undoes it.
     """
-    unreadable = Facts(kind=JobKind.OTHER, body_bytes=len(body))
+    facts = _read(route, body, content_type, content_encoding)
+    return Facts(kind=JobKind.OTHER, body_bytes=len(body)) if facts is None else facts
+
+
+def _read(route: Route, body: bytes, content_type: str, content_encoding: str) -> Facts | None:
+    """As `describe`; None for whatever cannot be scheduled and has no name worth keeping."""
     if route.plan is not Plan.BALANCE:
-        return unreadable
-    plain = encoding.decoded(route, body, content_encoding)
+        return None
+    plain = encoding.decoded(route, body, content_encoding) if content_encoding else body
     if plain is None:
-        return unreadable
+        return None
     if route.kind is JobKind.TRANSCRIBE:
-        written = multipart.field(plain, content_type, "model")
-        return _named(written, JobKind.TRANSCRIBE, len(body))
+        return _transcription(multipart.field(plain, content_type, "model"), len(body))
     value = gojson.first_object(without_images(plain))
     if value is None:
-        return unreadable
+        return None
     try:
         return _described(route, value, len(body))
     except WrongType:
-        return unreadable
+        return None
 
 
 def complexity(facts: Facts, model_bytes: int) -> Complexity:
@@ -115,7 +119,20 @@ def _level(amount: int, medium: int, complex_: int) -> Complexity:
     return Complexity.MEDIUM if amount >= medium else Complexity.SIMPLE
 
 
-def _described(route: Route, value: Object, body_bytes: int) -> Facts:
+def _transcription(written: str, body_bytes: int) -> Facts | None:
+    asked = names.asked(written)
+    if asked is None:
+        return None
+    return Facts(
+        kind=JobKind.OTHER if asked.is_cloud else JobKind.TRANSCRIBE,
+        model=asked.canonical,
+        model_as_written=written,
+        is_cloud=asked.is_cloud,
+        body_bytes=body_bytes,
+    )
+
+
+def _described(route: Route, value: Object, body_bytes: int) -> Facts | None:
     prompt = read_prompt(route, value)
     kind = _kind(route, value, prompt)
     rendered_only = gojson.flag(value, "_debug_render_only", False)
@@ -124,10 +141,16 @@ def _described(route: Route, value: Object, body_bytes: int) -> Facts:
     options = load_options(route, value)
     # Only what generates goes on from a prompt that was there before.
     prefix, prefix_tokens = prefix_of(prompt) if kind is JobKind.GENERATE else ((), ())
-    return _named(
-        _model(route, value),
-        kind,
-        body_bytes,
+    written = _model(route, value)
+    asked = names.asked(written)
+    if asked is None:
+        return None
+    return Facts(
+        kind=JobKind.OTHER if asked.is_cloud else kind,
+        model=asked.canonical,
+        model_as_written=written,
+        is_cloud=asked.is_cloud,
+        body_bytes=body_bytes,
         stream=streams and kind is JobKind.GENERATE and not rendered_only,
         task_type=TaskType.EMBEDDING if embeds else task_type(prompt.asked, prompt.system),
         prompt_tokens_est=prompt.tokens_est,
@@ -137,21 +160,6 @@ def _described(route: Route, value: Object, body_bytes: int) -> Facts:
         num_ctx=options.num_ctx,
         prefix=prefix,
         prefix_tokens=prefix_tokens,
-    )
-
-
-def _named(written: str, kind: JobKind, body_bytes: int, **more: Any) -> Facts:
-    """Facts with the model's name, or those of kind `other` where it rules scheduling out."""
-    if not names.is_valid(written):
-        return Facts(kind=JobKind.OTHER, body_bytes=body_bytes)
-    is_cloud = names.is_cloud(written)
-    return Facts(
-        kind=JobKind.OTHER if is_cloud else kind,
-        model=names.canonical(written),
-        model_as_written=written,
-        is_cloud=is_cloud,
-        body_bytes=body_bytes,
-        **more,
     )
 
 
@@ -165,7 +173,8 @@ def _model(route: Route, value: Object) -> str:
 
 def _kind(route: Route, value: Object, prompt: Prompt) -> JobKind:
     """The route's kind, or what an empty prompt makes of it."""
-    if route.kind is JobKind.SHOW or not (prompt.is_empty or _asks_nothing(route, prompt)):
+    asks_nothing = prompt.is_empty or (route.path == _RESPONSES and _asks_nothing(prompt))
+    if route.kind is JobKind.SHOW or not asks_nothing:
         return route.kind
     if route.path in _REFUSE_EMPTY:
         return JobKind.OTHER
@@ -176,10 +185,12 @@ def _kind(route: Route, value: Object, prompt: Prompt) -> JobKind:
     return JobKind.LOAD
 
 
-def _asks_nothing(route: Route, prompt: Prompt) -> bool:
+def _asks_nothing(prompt: Prompt) -> bool:
     """Whether a request for a response comes down to a conversation without messages."""
-    return route.path == "/v1/responses" and not (prompt.messages or prompt.asked or prompt.system)
+    return not (prompt.messages or prompt.asked or prompt.system)
 
+
+_RESPONSES = "/v1/responses"
 
 _UNLOAD = frozenset({"/api/generate", "/api/chat"})
 """Routes on which `keep_alive: 0` without a prompt unloads. The embedding routes load first."""
@@ -198,12 +209,13 @@ def _is_zero(keep_alive: Any) -> bool:
 
 
 def _output_limit_tokens(value: Object) -> int | None:
-    limits = (
-        gojson.members(value, "options").get("num_predict"),
+    options = gojson.members(value, "options")
+    for limit in (
+        options.get("num_predict") if options else None,
         value.get("max_tokens"),
         value.get("max_output_tokens"),
-    )
-    for limit in limits:
-        if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0:
+    ):
+        # A boolean is an `int` too, but not of that class.
+        if limit.__class__ is int and limit > 0:
             return limit
     return None

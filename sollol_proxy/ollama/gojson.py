@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import orjson
 
 Object: TypeAlias = Mapping[str, Any]
-
-_T = TypeVar("_T")
 
 _BLANKS = " \t\r\n"
 
@@ -37,9 +35,12 @@ def first_object(body: bytes) -> Object | None:
     return folded if len(folded) == len(value) else _slow_first_object(body)
 
 
-def folded_keys(value: Object) -> dict[str, Any]:
-    """The object with lower-case keys."""
-    return {key.lower(): item for key, item in value.items()}
+def folded_keys(value: Object) -> Object:
+    """The object with lower-case keys; itself where it has no others."""
+    for key in value:
+        if key != key.lower():
+            return {key.lower(): item for key, item in value.items()}
+    return value
 
 
 def text(value: Object, key: str) -> str:
@@ -48,7 +49,12 @@ def text(value: Object, key: str) -> str:
     Raises:
         WrongType: it is something else.
     """
-    return _typed(value, key, "")
+    found = value.get(key)
+    if found is None:
+        return ""
+    if not isinstance(found, str):
+        raise WrongType(key)
+    return found
 
 
 def flag(value: Object, key: str, default: bool) -> bool:
@@ -57,7 +63,12 @@ def flag(value: Object, key: str, default: bool) -> bool:
     Raises:
         WrongType: it is something else.
     """
-    return _typed(value, key, default)
+    found = value.get(key)
+    if found is None:
+        return default
+    if not isinstance(found, bool):
+        raise WrongType(key)
+    return found
 
 
 def items(value: Object, key: str) -> list[Any]:
@@ -66,7 +77,12 @@ def items(value: Object, key: str) -> list[Any]:
     Raises:
         WrongType: it is something else.
     """
-    return _typed(value, key, [])
+    found = value.get(key)
+    if found is None:
+        return []
+    if not isinstance(found, list):
+        raise WrongType(key)
+    return found
 
 
 def members(value: Object, key: str) -> dict[str, Any]:
@@ -75,14 +91,10 @@ def members(value: Object, key: str) -> dict[str, Any]:
     Raises:
         WrongType: it is something else.
     """
-    return _typed(value, key, {})
-
-
-def _typed(value: Object, key: str, default: _T) -> _T:
     found = value.get(key)
     if found is None:
-        return default
-    if not isinstance(found, type(default)):
+        return {}
+    if not isinstance(found, dict):
         raise WrongType(key)
     return found
 

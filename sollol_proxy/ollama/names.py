@@ -33,6 +33,13 @@ _NAMESPACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,79}")
 _MODEL_OR_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}")
 
 
+class Asked(NamedTuple):
+    """What a name comes to where a model is asked for; see `canonical` and `is_cloud`."""
+
+    canonical: str
+    is_cloud: bool
+
+
 class _Parts(NamedTuple):
     host: str
     namespace: str
@@ -95,6 +102,11 @@ def is_valid(name: str) -> bool:
     return _asked(_trimmed(name)) is not None
 
 
+def asked(name: str) -> Asked | None:
+    """What a name asks for; None where it is not valid."""
+    return _read_kept(name) if len(name) <= _NAME_KEPT else _read(name)
+
+
 def is_storable(name: str) -> bool:
     """Whether Ollama takes it where a model gets its name: create, copy, and push."""
     return _parse(name) is not None
@@ -104,6 +116,10 @@ def namespace(name: str) -> str:
     """The namespace part, with the default where none is written."""
     parts = _asked(_trimmed(name))
     return parts.namespace if parts else DEFAULT_NAMESPACE
+
+
+def _read(name: str) -> Asked | None:
+    return Asked(canonical(name), is_cloud(name)) if is_valid(name) else None
 
 
 def _trimmed(text: str) -> str:
@@ -129,7 +145,7 @@ def _shortest(parts: _Parts | None, text: str) -> str:
 
 def _asked(text: str) -> _Parts | None:
     """The parts of the stored name that a trimmed spelling asks for; None for no name."""
-    # A request's name is taken apart several times, and the next request's is mostly the same.
+    # A name is taken apart several times, and the next one is mostly the same.
     return _take_apart_kept(text) if len(text) <= _NAME_KEPT else _take_apart(text)
 
 
@@ -185,3 +201,4 @@ def _parse(text: str) -> _Parts | None:
 
 
 _take_apart_kept = lru_cache(maxsize=512)(_take_apart)
+_read_kept = lru_cache(maxsize=512)(_read)

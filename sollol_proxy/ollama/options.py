@@ -31,6 +31,9 @@ class LoadOptions:
     num_ctx: int | None = None
 
 
+_NONE = LoadOptions()
+
+
 def load_options(route: Route, value: Object) -> LoadOptions:
     """The load-time options of a request; only the native routes have any.
 
@@ -40,16 +43,16 @@ def load_options(route: Route, value: Object) -> LoadOptions:
         WrongType: a member has a type that a host would refuse.
     """
     if route.dialect is not Dialect.NATIVE:
-        return LoadOptions()
+        return _NONE
     given = gojson.members(value, "options")
-    numbers: dict[str, int] = {}
-    flags: list[tuple[str, Any]] = []
-    if given:
-        numbers = {name: n for name in _NUMBERS if (n := _number(name, given)) is not None}
-        flags = [(name, given.get(name)) for name in _FLAGS]
-    parts = [f"{name}={number}" for name, number in numbers.items()]
     # No option, but the runner is started with it. The model decides where it is not given.
-    if route.path in _SHIFTING and not gojson.flag(value, "shift", True):
+    is_shifting = route.path not in _SHIFTING or gojson.flag(value, "shift", True)
+    if is_shifting and not given:
+        return _NONE
+    numbers = {name: n for name in _NUMBERS if (n := _number(name, given)) is not None}
+    flags = [(name, given.get(name)) for name in _FLAGS]
+    parts = [f"{name}={number}" for name, number in numbers.items()]
+    if not is_shifting:
         flags.append(("shift", False))
     parts += [f"{name}={str(flag).lower()}" for name, flag in flags if isinstance(flag, bool)]
     return LoadOptions(",".join(sorted(parts)), numbers.get(NUM_CTX))

@@ -189,7 +189,10 @@ def _read_inputs(prompt: Prompt, inputs: Any, *, required: bool) -> None:
     """The texts to embed. Their first words are nobody's question, so `asked` stays empty."""
     if not isinstance(inputs, str | list | None) or (required and inputs in (None, [])):
         raise WrongType("input")
-    prompt.add_content(inputs)
+    if isinstance(inputs, str):
+        prompt.add_text(inputs)
+    else:
+        prompt.add_content(inputs)
     prompt.is_empty = not inputs
 
 

@@ -53,6 +53,7 @@ _FORMATS = {
     "application/x-ndjson": BodyFormat.NDJSON,
     "text/event-stream": BodyFormat.SSE,
     "application/json": BodyFormat.JSON,
+    "application/json; charset=utf-8": BodyFormat.JSON,  # as Ollama writes it
 }
 
 _SEPARATORS = {BodyFormat.NDJSON: b"\n", BodyFormat.SSE: b"\n\n"}
@@ -64,6 +65,14 @@ _METRIC = re.compile(
     rb'"(total_duration|load_duration|prompt_eval_count|prompt_eval_duration|eval_count'
     rb'|eval_duration)":(\d{1,19})(?=[,}])'
 )
+_NATIVE_KEYS = (
+    "prompt_eval_count",
+    "eval_count",
+    "load_duration",
+    "prompt_eval_duration",
+    "eval_duration",
+)
+_METRICS = frozenset({"total_duration", *_NATIVE_KEYS})
 # Named events have their type in the data, which quotes cannot fake; `[DONE]` is a whole line.
 _DONE_LINES = (b"data: [DONE]", b"data:[DONE]")
 _LAST_TYPES: Mapping[str, bytes] = {
@@ -94,11 +103,16 @@ _VECTORS_AND_COUNTS = b'{"model":'
 _VECTORS_BYTES = 1024
 _DONE_ROUTES = frozenset({"/v1/chat/completions", "/v1/completions"})
 _USAGE_KEYS = ("prompt_tokens", "completion_tokens", "input_tokens", "output_tokens")
+_ENDS_WITH_A_WORD = _GENERATING | _PROGRESSING | _REASONS.keys()
+"""Routes whose JSON answers say themselves that they are whole."""
 _ERROR_STARTS = (b'data: {"error":', b"event: error\n", b"event: response.failed\n")
 
 
 def body_format(content_type: str) -> BodyFormat:
     """The format that a `Content-Type` header announces."""
+    known = _FORMATS.get(content_type)
+    if known is not None:
+        return known
     return _FORMATS.get(content_type.partition(";")[0].strip().lower(), BodyFormat.OTHER)
 
 
@@ -144,7 +158,8 @@ class BodyWatch:
     @property
     def bytes_seen(self) -> int:
         """Bytes of the body so far."""
-        self.settle()
+        if self._unread or self.lagging is not None:
+            self.settle()
         return self._bytes_seen
 
     @property
@@ -177,7 +192,8 @@ class BodyWatch:
         for raw in last:
             if raw is not None:
                 tail += raw[raw.find(b"\r\n") + 2 : -2]
-        self._shorten(tail)
+        if len(tail) > 2 * STREAM_TAIL_BYTES:
+            self._shorten(tail)
 
     @property
     def is_between(self) -> bool:
@@ -206,12 +222,11 @@ class BodyWatch:
         if self.content:  # which may lie across two chunks
             start = max(before - len(self.content) + 1, 0)
             self._records_seen += tail.count(self.content, start)
-        self._shorten(tail)
+        if len(tail) > 2 * STREAM_TAIL_BYTES:
+            self._shorten(tail)
 
     def _shorten(self, tail: bytearray) -> None:
         """Forget what no last record can need."""
-        if len(tail) <= 2 * STREAM_TAIL_BYTES:
-            return
         if self.separator:
             # Where the last record begins, as far as can be told: it may have just ended.
             begins = tail.rfind(self.separator, 0, len(tail) - len(self.separator))
@@ -232,7 +247,8 @@ class BodyWatch:
 
     def ending(self) -> Ending:
         """How the body ended. To be asked once its HTTP framing said that it is complete."""
-        self.settle()
+        if self._unread or self.lagging is not None:
+            self.settle()
         if self._ending is None:
             self._ending = self._read_ending()
         return self._ending
@@ -252,34 +268,60 @@ class BodyWatch:
             return Ending.ERROR_RECORD
         return Ending.COMPLETE if self._is_last(record) else Ending.UNFINISHED
 
-    def observation(self) -> Observation:
+    def observation(
+        self,
+        *,
+        first_byte_s: float | None = None,
+        total_s: float | None = None,
+        body_s: float | None = None,
+    ) -> Observation:
         """The measured facts in the last record; empty where the body did not end well.
 
         A stream that does not say how many tokens it had is as long as it had records.
+
+        Args:
+            first_byte_s: as the proxy saw it, and so is `total_s`.
+            total_s: see `Observation`.
+            body_s: how long a stream took to pass, for one whose dialect tells no durations.
         """
         if self.ending() is not Ending.COMPLETE:
             return Observation()
+        load_s = prefill_s = decode_s = None
         if self._route.dialect is Dialect.NATIVE:
-            return _native_observation(self._metrics(self._record))
-        usage = self._usage()
-        output_tokens = _count(usage, "completion_tokens", "output_tokens")
+            prompt_tokens, output_tokens, load_ns, prefill_ns, decode_ns = _counts(
+                self._metrics(self._record)
+            )
+            load_s = None if load_ns is None else load_ns / 1e9
+            prefill_s = None if prefill_ns is None else prefill_ns / 1e9
+            decode_s = None if decode_ns is None else decode_ns / 1e9
+        else:
+            usage = self._usage()
+            prompt_tokens = _count(usage, "prompt_tokens", "input_tokens")
+            output_tokens = _count(usage, "completion_tokens", "output_tokens")
+            if output_tokens is None:
+                output_tokens = self._records_seen or None
+        is_timed = body_s is not None and decode_s is None and bool(output_tokens)
         return Observation(
-            prompt_tokens=_count(usage, "prompt_tokens", "input_tokens"),
-            output_tokens=output_tokens
-            if output_tokens is not None
-            else self._records_seen or None,
+            prompt_tokens=prompt_tokens,
+            output_tokens=output_tokens,
+            load_s=load_s,
+            prefill_s=prefill_s,
+            decode_s=body_s if is_timed else decode_s,
+            first_byte_s=first_byte_s,
+            total_s=total_s,
+            is_timed=is_timed,
         )
 
     def _is_last(self, record: Mapping[str, Any] | None) -> bool:
         """Whether a JSON record ends its answer. record: None = its start is not in the tail."""
+        if self._route.path not in _ENDS_WITH_A_WORD:
+            return True
         if self._route.path in _PROGRESSING:
             return record is not None and record.get("status") == "success"
         if self._answers_with_one_object:
             return True
         if self._route.path in _REASONS:
             return not self._ran_away()
-        if self._route.path not in _GENERATING:
-            return True
         # `_debug_render_only` answers with the prompt, and says "done":false.
         has_said_done = record is not None and (record.get("done") or "_debug_info" in record)
         return bool(has_said_done) or "total_duration" in self._metrics(record)
@@ -339,10 +381,12 @@ class BodyWatch:
             return {}
         if not self._tail.startswith(_VECTORS_AND_COUNTS):
             return None
-        behind = max(self._tail.rfind(b"]"), 0)
-        return {
-            key.decode(): int(value) for key, value in _METRIC.findall(self._tail, behind)
-        } or None
+        # `],"key":…}`: without its first two bytes it is an object's inside.
+        try:
+            rest: dict[str, Any] = orjson.loads(b"{" + self._tail[self._tail.rfind(b"]") + 2 :])
+        except orjson.JSONDecodeError:
+            return None
+        return None if _METRICS.isdisjoint(rest) else rest
 
     def _is_cut(self) -> bool:
         """Whether the last record is longer than what was kept of it."""
@@ -370,14 +414,13 @@ class BodyWatch:
         return usage if isinstance(usage, dict) else {}
 
 
-def _native_observation(metrics: Mapping[str, Any]) -> Observation:
-    return Observation(
-        prompt_tokens=_count(metrics, "prompt_eval_count"),
-        output_tokens=_count(metrics, "eval_count"),
-        load_s=_seconds(metrics, "load_duration"),
-        prefill_s=_seconds(metrics, "prompt_eval_duration"),
-        decode_s=_seconds(metrics, "eval_duration"),
-    )
+def _counts(metrics: Mapping[str, Any]) -> list[int | None]:
+    """What stands under each of `_NATIVE_KEYS`; None where that is no count."""
+    # A boolean is an `int` too, but not of that class.
+    return [
+        value if value.__class__ is int and value >= 0 else None
+        for value in map(metrics.get, _NATIVE_KEYS)
+    ]
 
 
 def _count(values: Mapping[str, Any], *keys: str) -> int | None:
@@ -387,8 +430,3 @@ def _count(values: Mapping[str, Any], *keys: str) -> int | None:
         if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
             return value
     return None
-
-
-def _seconds(values: Mapping[str, Any], key: str) -> float | None:
-    nanoseconds = _count(values, key)
-    return None if nanoseconds is None else nanoseconds / 1e9

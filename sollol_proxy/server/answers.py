@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 from aiohttp import web
+from aiohttp.hdrs import ORIGIN
 
 from sollol_proxy.ollama.replies import Reply
 
@@ -45,12 +46,17 @@ def mark_without_type(response: web.StreamResponse) -> None:
 
 
 def add_headers(request: web.BaseRequest, headers: tuple[tuple[str, str], ...]) -> None:
-    """Headers for whatever answer the request will get, in place of those of the same name."""
+    """Headers for whatever answer the request will get, in place of those of the same name.
+
+    Only a request with an `Origin` gets any.
+    """
     request[_ADDED] = headers
 
 
 def added_headers(request: web.BaseRequest) -> tuple[tuple[str, str], ...]:
     """What `add_headers` was told."""
+    if ORIGIN not in request.headers:
+        return ()  # to look for what is not there costs an exception
     added: tuple[tuple[str, str], ...] = request.get(_ADDED, ())
     return added
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from ipaddress import ip_address
 from random import Random
 
@@ -103,14 +103,14 @@ def _add_routes(router: web.UrlDispatcher) -> None:
         router.add_route("*", path, entrance(by_table), expect_handler=bodies.expect)
 
 
-async def by_table(request: web.Request) -> web.StreamResponse:
+def by_table(request: web.Request) -> Awaitable[web.StreamResponse]:
     """Answer by the API table; what it does not know goes to a host."""
     route = find(request.method, request.rel_url.raw_path)
     if route.plan is Plan.MERGE and not aggregate.is_clouds(request, route):
-        return await aggregate.handle(request, route)
+        return aggregate.handle(request, route)
     if route.plan is Plan.BROADCAST:
-        return await manage.handle(request, route)
-    return await forward.handle(request.app[SERVICES], request, route)
+        return manage.handle(request, route)
+    return forward.handle(request.app[SERVICES], request, route)
 
 
 def _decision_log(config: Config, now: float) -> DecisionLog | None:

@@ -42,6 +42,10 @@ async def carry_out(
             host = services.hosts[lease.decision.host_id]
             try:
                 async with open_attempt(services.upstreams, host, outbound, lease) as upstream:
+                    if upstream.status < judge.FIRST_ERROR:
+                        return await _answer(
+                            services, request, exchange, job, lease, upstream, judge.GOOD
+                        )
                     verdict = await judge.judge(upstream, exchange.route, job)
                     again = _again(services, job, outbound, host.id, verdict)
                     if again is None:
@@ -102,8 +106,8 @@ async def _answer(
     """Pass the host's answer on, whatever its status."""
     exchange.answered_by_host = True
     exchange.status = upstream.status
-    exchange.first_byte_s = services.clock() - exchange.arrived_s
     started_s = services.clock()
+    exchange.first_byte_s = started_s - exchange.arrived_s
     if verdict.result is AttemptResult.COMPLETED:
         lease.first_byte()
     fmt = body_format(upstream.content_type)
@@ -135,11 +139,12 @@ async def _answer(
 
 
 def _head(request: web.Request, exchange: Exchange, upstream: Upstream) -> DirectResponse:
-    added = (*exchange.routing_headers().items(), *added_headers(request))
+    routing, added = exchange.routing_headers(), added_headers(request)
     fields = upstream.fields
     if upstream.status in NO_BODY:  # RFC 9110, 8.6
         fields = tuple(field for field in fields if field[0].lower() != b"content-length")
-    block, has_date = headers.client_block(fields, added)
+    ours = (*routing.items(), *added) if added else routing.items()
+    block, has_date = headers.client_block(fields, ours)
     return DirectResponse(
         request,
         upstream.status,
@@ -168,12 +173,11 @@ def _conclude(
     if ending is Ending.COMPLETE:
         first_byte_s = exchange.first_byte_s or 0.0
         in_host_s = max(first_byte_s - exchange.queue_s, 0.0)
-        seen = watch.observation()
-        if exchange.facts.stream and seen.decode_s is None and seen.output_tokens:
-            # The dialect tells no durations: the stream was timed as it passed.
-            seen = replace(seen, decode_s=body_s, is_timed=True)
-        total_s = in_host_s + body_s
-        exchange.observation = replace(seen, first_byte_s=in_host_s, total_s=total_s)
+        exchange.observation = watch.observation(
+            first_byte_s=in_host_s,
+            total_s=in_host_s + body_s,
+            body_s=body_s if exchange.facts.stream else None,
+        )
         exchange.outcome = Outcome.COMPLETED
         lease.done(AttemptResult.COMPLETED, exchange.observation)
         return

@@ -96,7 +96,7 @@ async def handle(request: web.Request, route: Route) -> web.StreamResponse:
     hosts = await placement.routable(services)
     exchange.targets = len(hosts)
     outbound = forward.outbound(request, None)
-    said = await fanout.ask_each(services, exchange, hosts, replace(outbound, method="HEAD"))
+    said = await fanout.ask_each(services, exchange, hosts, outbound._replace(method="HEAD"))
     if request.method == "HEAD":
         return _head(exchange, said)
     lacking = [reply for reply in said if reply.status != FOUND]
@@ -116,7 +116,7 @@ async def narrowed(
     """The targets that have every blob; where none has, the first one, for its own words."""
     lacks: dict[str, str] = {}
     for digest in dict.fromkeys(digests):
-        head = replace(outbound, method="HEAD", target=f"/api/blobs/{digest}", body=None)
+        head = outbound._replace(method="HEAD", target=f"/api/blobs/{digest}", body=None)
         for reply in await fanout.ask_each(services, exchange, targets.hosts, head):
             if reply.status != FOUND:
                 lacks.setdefault(reply.host_id, reply.failure or f"lacks the blob {digest[:19]}")
@@ -175,7 +175,8 @@ async def _spread(
         lacking = [next(reply.host_id for reply in said if reply.status != FOUND)]
     await bodies.go_on(request)
     if request.content_length is not None:
-        outbound.headers["Content-Length"] = str(request.content_length)
+        length = ("Content-Length", str(request.content_length))
+        outbound = outbound._replace(headers=[*outbound.headers, length])
     pipes = {host_id: Pipe() for host_id in lacking}
     sent: list[PartReply] = []
     parts = TaskSet()
@@ -216,7 +217,7 @@ async def _send(
     sent: list[PartReply],
 ) -> None:
     """One host's part: its share of the body, and what it says to it, into `sent`."""
-    streamed = replace(outbound, body=pipe.pieces())
+    streamed = outbound._replace(body=pipe.pieces())
     try:
         async with (
             fanout.unless_silent(services, host_id, lambda: pipe.moved),

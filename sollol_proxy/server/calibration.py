@@ -49,8 +49,11 @@ class Calibration:
         decision, seen = record.decision, record.observation
         if decision is None or (ratio is None and wait_error is None):
             return
-        samples = self._hosts.setdefault(decision.host_id, _Samples())
-        samples.count = min(samples.count + 1, KEPT)
+        samples = self._hosts.get(decision.host_id)
+        if samples is None:
+            samples = self._hosts[decision.host_id] = _Samples()
+        if samples.count < KEPT:
+            samples.count += 1
         if wait_error is not None:
             samples.wait_errors_s.append(abs(wait_error))
         if ratio is not None and seen is not None and seen.total_s is not None:

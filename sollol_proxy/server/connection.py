@@ -72,6 +72,7 @@ class Connection(asyncio.Protocol):
         "_is_open",
         "_is_reading",
         "_is_sent",
+        "_loop",
         "_method",
         "_pieces",
         "_reader",
@@ -84,6 +85,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._is_open = False
         self._is_reading = True
         self._waiter: asyncio.Future[None] | None = None
@@ -130,7 +132,8 @@ class Connection(asyncio.Protocol):
         """Begin an exchange. body: None where pieces follow, which `send_pieces` sends."""
         self._reset(method)
         self.exchanges += 1
-        self._resume()
+        if not self._is_reading:
+            self._resume()
         transport = self._transport
         if transport is None or transport.is_closing():
             self._failure = Cut(_NO_ANSWER, untouched=True)
@@ -175,10 +178,10 @@ class Connection(asyncio.Protocol):
         Raises:
             Cut: they will not come.
         """
-        while self._failure is None and not (self._pieces or self.has_ended):
-            await self._wait()
-        if self._failure is not None and not (self._pieces or self.has_ended):
-            raise self._failure
+        while not (self._pieces or self.has_ended):
+            if self._failure is not None:
+                raise self._failure
+            await self._news()
 
     @property
     def head(self) -> Head:
@@ -217,7 +220,7 @@ class Connection(asyncio.Protocol):
             if self._failure is not None:
                 raise self._failure
             self._resume()
-            await self._wait()
+            await self._news()
         return self.taken()
 
     def follow(self, follower: Follower) -> None:
@@ -266,6 +269,7 @@ class Connection(asyncio.Protocol):
         """The connection is there."""
         # uvloop's transports are no subclasses of asyncio's.
         self._transport = cast(asyncio.Transport, transport)
+        self._loop = asyncio.get_running_loop()  # a system call each time
         self._is_open = True
 
     def data_received(self, data: bytes) -> None:
@@ -288,6 +292,8 @@ class Connection(asyncio.Protocol):
                 self._keep(payload)
         if body.has_ended:
             self._end_of_body()
+        elif payload and follower is None:
+            self._wake()
 
     def eof_received(self) -> None:
         """The host will send no more; the transport closes by itself."""
@@ -362,7 +368,6 @@ class Connection(asyncio.Protocol):
         self._size += len(payload)
         if self._size >= READ_AHEAD_BYTES:
             self.pause()
-        self._wake()
 
     def _end_of_body(self) -> None:
         if self._follower is not None:
@@ -405,12 +410,11 @@ class Connection(asyncio.Protocol):
         while self._room is not None and self._is_open:
             await self._room
 
-    async def _wait(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+    def _news(self) -> asyncio.Future[None]:
+        """What `_wake` ends; for one who waits at a time."""
+        assert self._loop is not None
+        self._waiter = waiter = self._loop.create_future()
+        return waiter
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

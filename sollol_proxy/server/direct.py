@@ -50,8 +50,9 @@ class DirectResponse(web.StreamResponse):
         has_date: bool,
     ) -> None:
         super().__init__(status=status)
-        assert isinstance(request.protocol, Protocol)
-        self.client = request.protocol
+        client = request.protocol
+        assert isinstance(client, Protocol)
+        self.client = client
         self._writer = request.writer
         is_11 = request.version >= HttpVersion11
         if request.method == "HEAD" or status in NO_BODY:
@@ -63,17 +64,14 @@ class DirectResponse(web.StreamResponse):
         self._is_over = False
         self._stays_open = request.keep_alive and self.framing is not Framing.CLOSE
         version = b"HTTP/1.1" if is_11 else b"HTTP/1.0"
-        lines = [b"%b %d %b\r\n" % (version, status, reason), block]
-        if self.framing is Framing.CHUNKS:
-            lines.append(b"Transfer-Encoding: chunked\r\n")
+        more = b"Transfer-Encoding: chunked\r\n" if self.framing is Framing.CHUNKS else b""
         if not has_date:
-            lines.append(b"Date: %b\r\n" % formatdate(time.time(), usegmt=True).encode())
+            more += b"Date: %b\r\n" % formatdate(time.time(), usegmt=True).encode()
         if not self._stays_open:
-            lines.append(b"Connection: close\r\n" if is_11 else b"")
+            more += b"Connection: close\r\n" if is_11 else b""
         elif not is_11:
-            lines.append(b"Connection: keep-alive\r\n")
-        lines.append(b"\r\n")
-        self._unsent = b"".join(lines)
+            more += b"Connection: keep-alive\r\n"
+        self._unsent = b"%b %d %b\r\n%b%b\r\n" % (version, status, reason, block, more)
 
     @property
     def keep_alive(self) -> bool:
@@ -128,11 +126,12 @@ class DirectResponse(web.StreamResponse):
             ConnectionResetError: the client's connection is closed.
         """
         self._is_over = True
+        transport = self.open_transport()
         if self.framing is Framing.CHUNKS:
             chunk = b"%x\r\n%b\r\n" % (len(payload), payload) if payload else b""
-            self._unsent += chunk + LAST_CHUNK
-            payload = b""
-        self.put(payload)
+            payload = chunk + LAST_CHUNK
+        whole, self._unsent = self._unsent + payload, b""
+        transport.write(whole)
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         """Write some bytes of the body, at the client's pace.
@@ -164,4 +163,5 @@ class DirectResponse(web.StreamResponse):
             self._unsent = b""
             if last:
                 self.open_transport().write(last)
-        await self.drained()
+        if self.client.writing_paused:
+            await self._writer.drain()

@@ -96,7 +96,10 @@ class DirectAttempt(AbstractAsyncContextManager[Upstream]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._leave()
+        if self._sender is not None or self._connection is None:
+            await self._leave()
+        else:
+            self._connections.give_back(self._connection)
 
     async def _new(self) -> Connection:
         try:
@@ -126,8 +129,8 @@ class DirectAttempt(AbstractAsyncContextManager[Upstream]):
         outbound = self._outbound
         assert outbound.body is not None
         assert not isinstance(outbound.body, bytes)
-        announced = outbound.headers.get("Content-Length")
         try:
+            announced = _announced(outbound)
             length = None if announced is None else int(announced)
             await connection.send_pieces(outbound.body, length)
         except Exception:
@@ -154,17 +157,25 @@ class DirectAttempt(AbstractAsyncContextManager[Upstream]):
                 sender.exception()
 
 
+def _announced(outbound: Outbound) -> str | None:
+    """The length that its headers tell."""
+    lengths = (value for name, value in outbound.headers if name.lower() == "content-length")
+    return next(lengths, None)
+
+
 def _request_head(connections: HostConnections, outbound: Outbound) -> bytes:
     headers, body = outbound.headers, outbound.body
-    text = f"{outbound.method} {connections.prefix}{outbound.target} HTTP/1.1\r\n"
-    text += f"Host: {connections.authority}\r\n"
-    for name, value in headers.items():
+    text = (
+        f"{outbound.method} {connections.prefix}{outbound.target} HTTP/1.1\r\n"
+        f"Host: {connections.authority}\r\n"
+    )
+    for name, value in headers:
         text += f"{name}: {value}\r\n"
     if isinstance(body, bytes) and (body or outbound.method in WITH_LENGTH):
         text += f"Content-Length: {len(body)}\r\n\r\n"
     elif body is None:
         text += "Content-Length: 0\r\n\r\n" if outbound.method in WITH_LENGTH else "\r\n"
-    elif "Content-Length" in headers:
+    elif _announced(outbound) is not None:
         text += "\r\n"
     else:
         text += "Transfer-Encoding: chunked\r\n\r\n"

@@ -51,13 +51,16 @@ _REFUSALS: dict[Outcome, type[Refused]] = {
 
 
 class Lease:
-    """A held slot: what was decided, and how the attempt went."""
+    """A slot that is held for a block: what was decided, and how the attempt went.
+
+    decision: there from entering on.
+    """
 
     __slots__ = (
         "_dispatcher",
         "_is_recalled",
         "_is_released",
-        "_job_id",
+        "_job",
         "_take_back",
         "decision",
         "detail",
@@ -65,16 +68,31 @@ class Lease:
         "result",
     )
 
-    def __init__(self, dispatcher: Dispatcher, job_id: str, decision: Decision) -> None:
-        self.decision = decision
+    decision: Decision
+
+    def __init__(self, dispatcher: Dispatcher, job: Job) -> None:
         self._dispatcher = dispatcher
-        self._job_id = job_id
+        self._job = job
         self._is_released = False
         self._is_recalled = False
         self._take_back: Callable[[], None] | None = None
         self.result: AttemptResult | None = None
         self.observation: Observation | None = None
         self.detail = ""
+
+    async def __aenter__(self) -> Lease:
+        self.decision = await self._dispatcher.begin(self._job, self)
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if isinstance(exc, asyncio.CancelledError | ClientGone | BadRequest):
+            self.result = self.result or AttemptResult.CLIENT_GONE
+        self.release()
 
     def on_recall(self, take_back: Callable[[], None] | None) -> None:
         """Whom to call when the scheduler takes the attempt back; None = it is too late for that.
@@ -109,11 +127,11 @@ class Lease:
 
     def first_byte(self) -> None:
         """Tell the scheduler that a good answer has begun."""
-        self._dispatcher.first_byte(self._job_id)
+        self._dispatcher.first_byte(self._job.id)
 
     def streams(self, tokens: Callable[[], int]) -> None:
         """The answer comes bit by bit. tokens: how many there are by now; asked until the end."""
-        self._dispatcher.streams(self._job_id, tokens)
+        self._dispatcher.streams(self._job.id, tokens)
 
     def done(
         self, result: AttemptResult, observation: Observation | None = None, detail: str = ""
@@ -128,34 +146,7 @@ class Lease:
         """
         if not self._is_released:
             self._is_released = True
-            self._dispatcher.finish(self._job_id, self)
-
-
-class _Block(AbstractAsyncContextManager[Lease]):
-    """Holds a lease; a plain class, because every request enters one."""
-
-    __slots__ = ("_dispatcher", "_job", "_lease")
-
-    def __init__(self, dispatcher: Dispatcher, job: Job) -> None:
-        self._dispatcher = dispatcher
-        self._job = job
-        self._lease: Lease | None = None
-
-    async def __aenter__(self) -> Lease:
-        self._lease = await self._dispatcher.begin(self._job)
-        return self._lease
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        lease = self._lease
-        assert lease is not None
-        if isinstance(exc, asyncio.CancelledError | ClientGone | BadRequest):
-            lease.result = lease.result or AttemptResult.CLIENT_GONE
-        lease.release()
+            self._dispatcher.finish(self._job.id, self)
 
 
 class Dispatcher:
@@ -193,13 +184,20 @@ class Dispatcher:
         Entering raises:
             Refused: the scheduler gave the job no host.
         """
-        return _Block(self, job)
+        return Lease(self, job)
 
-    async def begin(self, job: Job) -> Lease:
-        """What `lease` does on entering."""
-        lease = Lease(self, job.id, await self._wait(job))
+    async def begin(self, job: Job, lease: Lease) -> Decision:
+        """The job's host, once it has one: what a lease does on entering."""
+        effects = self._scheduler.submit(job, self._clock())
+        self._idle.clear()
+        first = effects[0] if len(effects) == 1 else None
+        if isinstance(first, Dispatch) and first.decision.job_id == job.id:
+            decision = first.decision  # nobody has to wait, nor to be woken
+            self._set_timer()
+        else:
+            decision = await self._wait(job, effects)
         self._leases[job.id] = lease
-        return lease
+        return decision
 
     def report(self, report: HostReport) -> None:
         """Pass a probe's result on."""
@@ -286,12 +284,12 @@ class Dispatcher:
             self._timer.cancel()
             self._timer = None
 
-    async def _wait(self, job: Job) -> Decision:
+    async def _wait(self, job: Job, effects: Iterable[Effect]) -> Decision:
+        """What becomes of a job that was submitted. effects: of its submission."""
         future: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
         self._waiting[job.id] = future
-        self._idle.clear()
         try:
-            self._apply(self._scheduler.submit(job, self._clock()))
+            self._apply(effects)
             return await future
         except asyncio.CancelledError:
             self._give_up(job.id, self._waiting[job.id])

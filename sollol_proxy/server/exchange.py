@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from os import urandom
 
 from aiohttp import web
 
@@ -26,6 +26,26 @@ MAX_MODEL_KEPT = 200
 """Characters of a client's text that a record keeps: records must stay small."""
 
 
+_IDS_AT_ONCE = 64
+_ID_BYTES = 8
+_NOTHING_YET = Facts(kind=JobKind.OTHER)
+
+
+class Ids:
+    """Random ids of requests, read from the system many at a time: each read is a system call."""
+
+    def __init__(self) -> None:
+        self._unused: list[str] = []
+
+    def new(self) -> str:
+        """An id that nobody has had."""
+        if not self._unused:
+            digits = urandom(_ID_BYTES * _IDS_AT_ONCE).hex()
+            length = 2 * _ID_BYTES
+            self._unused = [digits[at : at + length] for at in range(0, len(digits), length)]
+        return self._unused.pop()
+
+
 @dataclass(slots=True)
 class Exchange:
     """What is known of a request so far. `arrived_s` and the `_s` fields: monotonic clock.
@@ -40,7 +60,7 @@ class Exchange:
     path: str
     route: Route
     arrived_s: float
-    facts: Facts = field(default_factory=lambda: Facts(kind=JobKind.OTHER))
+    facts: Facts = _NOTHING_YET
     complexity: Complexity = Complexity.SIMPLE
     priority: int = 0
     decision: Decision | None = None
@@ -61,10 +81,10 @@ class Exchange:
     observation: Observation | None = None
 
     @classmethod
-    def begin(cls, request: web.BaseRequest, route: Route, now: float) -> Exchange:
+    def begin(cls, id_: str, request: web.BaseRequest, route: Route, now: float) -> Exchange:
         """A request has arrived."""
         return cls(
-            id=secrets.token_hex(8),
+            id=id_,
             started_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
             method=request.method,
             path=request.rel_url.raw_path[:MAX_PATH_KEPT],
@@ -84,7 +104,7 @@ class Exchange:
 
     def routing_headers(self) -> Mapping[str, str]:
         """What was decided so far, as response headers."""
-        return headers.routing(
+        fields = headers.routing(
             self.id,
             self.decision,
             task_type=self.facts.task_type,
@@ -93,7 +113,10 @@ class Exchange:
             attempts=self.attempts,
             queue_s=self.queue_s,
             rewrote=self.rewrote,
-        ) | (headers.parts(self.hosts, self.failures, self.targets) if self.targets else {})
+        )
+        if self.targets:
+            fields |= headers.parts(self.hosts, self.failures, self.targets)
+        return fields
 
     def close(self, now: float) -> RequestRecord:
         """The record of the request as it stands now: final when it is over."""

@@ -25,6 +25,7 @@ BODY_KEPT_BYTES = 2**20
 
 PUSH = "/api/push"
 CASE_SENSITIVE = "/api/embeddings"
+"""The one route that compares names by case."""
 
 
 async def handle(services: Services, request: web.Request, route: Route) -> web.StreamResponse:
@@ -51,7 +52,10 @@ async def handle(services: Services, request: web.Request, route: Route) -> web.
     if facts.is_cloud or (facts.model and services.dispatcher.is_remote(facts.model)):
         only = identity(services, facts.model)
         return await to_one_host(services, request, exchange, outbound(request, body), only=only)
-    body = _fitted(services, exchange, _mended(services, exchange, body))
+    if route.path == CASE_SENSITIVE:
+        body = _mended(services, exchange, body)
+    if services.config.models:
+        body = _fitted(services, exchange, body)
     job = _make_job(exchange, services)
     return await attempts.carry_out(services, request, exchange, job, outbound(request, body))
 
@@ -62,7 +66,7 @@ def begin(services: Services, request: web.Request, route: Route) -> Exchange:
     Raises:
         BadRequest: it asks for a priority that there is not.
     """
-    exchange = Exchange.begin(request, route, services.clock())
+    exchange = Exchange.begin(services.journal.ids.new(), request, route, services.clock())
     request[EXCHANGE] = exchange
     services.journal.begin(exchange)
     asked = request.headers.get(headers.PRIORITY)
@@ -74,10 +78,11 @@ def begin(services: Services, request: web.Request, route: Route) -> Exchange:
 
 def outbound(request: web.Request, body: bytes | AsyncIterator[bytes] | None) -> Outbound:
     """The request as a host should see it."""
-    query = request.rel_url.raw_query_string
-    if request[EXCHANGE].route.plan is Plan.BALANCE:
+    target, query = request.rel_url.raw_path, request.rel_url.raw_query_string
+    if query and request[EXCHANGE].route.plan is Plan.BALANCE:
         query, _ = headers.split_query(query)
-    target = request.rel_url.raw_path + (f"?{query}" if query else "")
+    if query:
+        target = f"{target}?{query}"
     return Outbound(request.method, target, headers.for_host(request.headers.items()), body)
 
 
@@ -154,12 +159,9 @@ async def _unload(services: Services, exchange: Exchange, asked: Outbound) -> we
 
 
 def _mended(services: Services, exchange: Exchange, body: bytes) -> bytes:
-    """The body, with the model's name as hosts spell it where Ollama would not find it else.
-
-    `/api/embeddings` alone compares names by case.
-    """
+    """The body, with the model's name as hosts spell it where Ollama would not find it else."""
     facts = exchange.facts
-    if exchange.route.path != CASE_SENSITIVE or not facts.model:
+    if not facts.model:
         return body
     spelling = services.dispatcher.spelling(facts.model)
     if not spelling or display(facts.model_as_written) == spelling:

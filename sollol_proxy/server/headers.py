@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from collections.abc import Set as AbstractSet
+from functools import lru_cache
 
 from multidict import CIMultiDict
 
@@ -41,20 +42,19 @@ _STAY = _HOP_BY_HOP | _NOT_FOR_HOSTS
 MAX_REASON = 300
 
 
-def for_host(headers: Iterable[tuple[str, str]]) -> CIMultiDict[str]:
+def for_host(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     """A client's headers as a host should see them: end-to-end ones, ours taken out."""
-    headers = list(headers)
-    dropped: AbstractSet[str] = _STAY
-    for name, value in headers:
-        if name.lower() == "connection":
-            dropped = dropped | _named_by_connection([(name, value)])
-    return CIMultiDict(
-        [
-            (name, value)
-            for name, value in headers
-            if (lowered := name.lower()) not in dropped and not lowered.startswith("x-sollol-")
-        ]
-    )
+    kept: list[tuple[str, str]] = []
+    named: set[str] = set()
+    for field in headers:
+        lowered = field[0].lower()
+        if lowered == "connection":
+            named |= _named_by_connection([field])
+        elif lowered not in _STAY and not lowered.startswith("x-sollol-"):
+            kept.append(field)
+    if named:
+        kept = [field for field in kept if field[0].lower() not in named]
+    return kept
 
 
 def for_client(headers: Iterable[tuple[str, str]]) -> CIMultiDict[str]:
@@ -65,31 +65,44 @@ def for_client(headers: Iterable[tuple[str, str]]) -> CIMultiDict[str]:
 
 
 def client_block(
-    fields: Iterable[tuple[bytes, bytes]], added: Mapping[str, str] | Sequence[tuple[str, str]]
+    fields: Sequence[tuple[bytes, bytes]], added: Collection[tuple[str, str]]
 ) -> tuple[bytes, bool]:
     """Header lines for the client, each with its line end, and whether there is a Date.
 
     A host's end-to-end fields as they came, then ours, which take the place of those of the host
     that have the same name.
     """
-    pairs = added.items() if isinstance(added, Mapping) else added
-    ours = "".join([f"{name}: {value}\r\n" for name, value in pairs]).encode("latin-1")
+    ours = "".join([f"{name}: {value}\r\n" for name, value in added]).encode("latin-1")
     dropped: AbstractSet[bytes] = _HOP_BYTES
-    lowered = [(name.lower(), name, value) for name, value in fields]
-    for name, _, value in lowered:
-        if name == b"connection":
-            named = _named_by_connection([("connection", value.decode("latin-1"))])
-            dropped = dropped | {each.encode("latin-1") for each in named}
-        elif name.startswith(_OURS):
-            dropped = dropped | {each.lower().encode("latin-1") for each, _ in pairs}
+    for name, _ in fields:
+        if name.lower().startswith(_OURS):
+            dropped = _displaced(fields, added)
+            break
     has_date = False
     lines: list[bytes] = []
-    for name, written, value in lowered:
-        if name not in dropped:
-            lines += (written, b": ", value, b"\r\n")
-            has_date = has_date or name == b"date"
+    for name, value in fields:
+        lowered = name.lower()
+        if lowered not in dropped:
+            lines += (name, b": ", value, b"\r\n")
+            has_date = has_date or lowered == b"date"
     lines.append(ours)
     return b"".join(lines), has_date
+
+
+def _displaced(
+    fields: Iterable[tuple[bytes, bytes]], added: Iterable[tuple[str, str]]
+) -> AbstractSet[bytes]:
+    """Names of a host's fields that stay behind: hop-by-hop ones, and what we say in its place."""
+    names = {name.lower().encode("latin-1") for name, _ in added}
+    dropped = set(_HOP_BYTES)
+    for name, value in fields:
+        lowered = name.lower()
+        if lowered == b"connection":
+            named = _named_by_connection([("connection", value.decode("latin-1"))])
+            dropped |= {each.encode("latin-1") for each in named}
+        elif lowered.startswith(_OURS):
+            dropped |= names
+    return dropped
 
 
 def routing(
@@ -115,7 +128,7 @@ def routing(
     if rewrote:
         fields["X-SOLLOL-Rewrote"] = printable(rewrote)
     if decision is not None:
-        fields["X-SOLLOL-Host"] = printable(decision.host_id)
+        fields["X-SOLLOL-Host"] = _printable_kept(decision.host_id)
         fields["X-SOLLOL-Policy"] = decision.policy
         if decision.cost.score is not None:
             fields["X-SOLLOL-Score"] = f"{decision.cost.score:.1f}"
@@ -143,6 +156,9 @@ def printable(text: str) -> str:
     is_safe = text.isascii() and text.isprintable()
     safe = text if is_safe else "".join(char if " " <= char <= "~" else "?" for char in text)
     return safe if len(safe) <= MAX_REASON else safe[: MAX_REASON - 3] + "..."
+
+
+_printable_kept = lru_cache(maxsize=64)(printable)
 
 
 def split_query(raw_query: str) -> tuple[str, str | None]:

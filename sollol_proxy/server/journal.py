@@ -13,13 +13,13 @@ from sollol_proxy.core.types import RequestRecord
 from sollol_proxy.metrics import Metrics
 from sollol_proxy.server.calibration import Calibration
 from sollol_proxy.server.decision_log import DecisionLog
-from sollol_proxy.server.exchange import Exchange
+from sollol_proxy.server.exchange import Exchange, Ids
 
 
 class Journal:
     """Running requests, the last `limit` finished ones, and the door to metrics and logs.
 
-    calibration: how near the predictions of finished requests came.
+    calibration: how near the predictions of finished requests came. ids: of requests to come.
     """
 
     def __init__(
@@ -30,6 +30,7 @@ class Journal:
         decision_log: DecisionLog | None = None,
     ) -> None:
         self.calibration = Calibration()
+        self.ids = Ids()
         self._limit = limit
         self._metrics = metrics
         self._clock = clock

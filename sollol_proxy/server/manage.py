@@ -11,7 +11,6 @@ A request that Ollama would refuse as it stands goes to one host, for its own wo
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 
 from aiohttp import web
 from multidict import CIMultiDict
@@ -78,7 +77,7 @@ async def _pull(
     services = request.app[SERVICES]
     targets = await placement.for_model(services, command.model)
     if not command.stream:
-        outbound = replace(outbound, body=streaming_body(body))
+        outbound = outbound._replace(body=streaming_body(body))
     key = pull_key(command.model, targets.hosts, insecure=command.insecure)
 
     def make() -> Operation:

@@ -10,6 +10,7 @@ comes by `force_close`, which `tests/server/test_valve.py` notices.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from typing import Any
 from typing import Protocol as Interface
 
@@ -110,15 +111,15 @@ class Protocol(web.RequestHandler):
             if self._head_bytes > MAX_HEADER_BYTES:
                 self._refuse_head()
 
-    async def finish_response(
+    def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
-    ) -> tuple[web.StreamResponse, bool]:
+    ) -> Coroutine[Any, Any, tuple[web.StreamResponse, bool]]:
         """The end of an answer."""
         if request.version < HttpVersion11 and resp.content_length is None:
             # Only its end tells an HTTP/1.0 client that a body of unknown length is complete, and
             # aiohttp leaves the connection open where the client asked to keep it.
             resp.force_close()
-        return await super().finish_response(request, resp, start_time)
+        return super().finish_response(request, resp, start_time)
 
     def handle_error(
         self,

@@ -31,6 +31,10 @@ async def copy(upstream: Upstream, response: DirectResponse, watch: BodyWatch) -
     """
     try:
         if isinstance(upstream, DirectUpstream):
+            if upstream.connection.has_ended:
+                watch.feed(upstream.first)
+                response.put_whole(upstream.first)
+                return
             await _follow(upstream, response, watch)
         else:
             await _read(upstream, response, watch)
@@ -41,9 +45,6 @@ async def copy(upstream: Upstream, response: DirectResponse, watch: BodyWatch) -
 async def _follow(upstream: DirectUpstream, response: DirectResponse, watch: BodyWatch) -> None:
     first, connection = upstream.first, upstream.connection
     watch.feed(first)
-    if connection.has_ended:
-        response.put_whole(first)
-        return
     response.put(first)
     pump = _Pump(connection, response, watch)
     client = response.client

@@ -99,11 +99,16 @@ def entrance(handler: Handler) -> Handler:
 
 
 def _refusal(request: web.Request, services: Services) -> web.StreamResponse | None:
+    host, origin = request.headers.get("Host"), request.headers.get("Origin")
+    if access.is_plainly_welcome(
+        services.access, method=request.method, host_header=host, origin=origin
+    ):
+        return None
     verdict = access.judge(
         services.access,
         method=request.method,
-        host_header=request.headers.get("Host"),
-        origin=request.headers.get("Origin"),
+        host_header=host,
+        origin=origin,
         http_version_11=request.version >= HttpVersion11,
         allow_methods=allowed_methods(request.rel_url.raw_path),
     )

@@ -38,8 +38,7 @@ class Sampler:
 
     def remove(self, stream_id: str) -> None:
         """A stream is over. One that never began is, too."""
-        self._counters.pop(stream_id, None)
-        if not self._counters:
+        if self._counters.pop(stream_id, None) is not None and not self._counters:
             self.close()
 
     def close(self) -> None:

@@ -107,9 +107,8 @@ class _SessionUpstream(Upstream):
 
 
 def _with_length(outbound: Outbound) -> CIMultiDict[str]:
-    headers = outbound.headers
+    headers = CIMultiDict(outbound.headers)
     if outbound.body is None and outbound.method in WITH_LENGTH:
-        headers = headers.copy()
         headers["Content-Length"] = "0"
     return headers
 

@@ -13,7 +13,6 @@ from typing import Any
 import orjson
 import structlog
 from aiohttp import web
-from multidict import CIMultiDict
 
 from sollol_proxy.core.types import HostState, Job, JobKind
 from sollol_proxy.errors import BadRequest, ClientGone
@@ -174,8 +173,7 @@ async def _pull(
 
 def _outbound(pull: Pull) -> Outbound:
     body = encode({"model": pull.spelling, "stream": True})
-    headers = CIMultiDict({"Content-Type": "application/json"})
-    return Outbound("POST", "/api/pull", headers, body)
+    return Outbound("POST", "/api/pull", [("Content-Type", "application/json")], body)
 
 
 def _labelled(lines: bytes, model: str) -> bytes:

@@ -6,11 +6,10 @@ import os
 import socket
 import ssl
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
+from typing import NamedTuple
 
 import aiohttp
-from multidict import CIMultiDict
 
 TAKEN_BACK = "taken back: the host fell silent"
 NO_CONNECTION = "no connection in time"
@@ -18,8 +17,7 @@ WITH_LENGTH = frozenset({"POST", "PUT", "PATCH"})
 """Methods that say so where they have no body."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outbound:
+class Outbound(NamedTuple):
     """A request on its way to some host. target: raw path and query, as the client spelled it.
 
     body: bytes when it may have to be sent again, an iterator when it is streamed; then in chunks
@@ -28,7 +26,7 @@ class Outbound:
 
     method: str
     target: str
-    headers: CIMultiDict[str]
+    headers: Sequence[tuple[str, str]]
     body: bytes | AsyncIterator[bytes] | None
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from typing import NamedTuple
 
 MAX_LINE_BYTES = 2**14
 """Of a chunk's size with its extensions; Go's reader gives up far earlier."""
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([^\x00-\x08\x0a-\x1f\x7f]*))?")
+_OK = b"HTTP/1.1 200 OK"
 _FIELD = re.compile(_TOKEN + rb"+:[^\x00-\x08\x0a-\x1f\x7f]*")
 _FIELDS = re.compile(rb"(?:" + _FIELD.pattern + rb"\r\n)*")
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
@@ -43,8 +44,7 @@ class WireError(Exception):
     """Bytes that are no HTTP/1.1 answer; says what is wrong with them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(NamedTuple):
     """The head of an answer.
 
     fields: names and values as they came, without blanks around the values.
@@ -81,14 +81,12 @@ def parse_head(block: bytes) -> Head:
     start, _, lines = block[:-2].partition(b"\r\n")
     if _FIELDS.fullmatch(lines) is None or b"\n" in start:
         start, lines = _unusual(block)
+    if start == _OK:
+        return _head(200, b"OK", lines, is_11=True)
     status = _STATUS.fullmatch(start)
     if status is None:
         raise WireError("the answer does not begin as HTTP/1 does")
-    fields = [
-        (name, value.strip(b" \t"))
-        for name, _, value in (line.partition(b":") for line in lines.split(b"\r\n")[:-1])
-    ]
-    return _head(int(status[2]), status[3] or b"", fields, is_11=status[1] == b"1")
+    return _head(int(status[2]), status[3] or b"", lines, is_11=status[1] == b"1")
 
 
 def _unusual(block: bytes) -> tuple[bytes, bytes]:
@@ -101,12 +99,17 @@ def _unusual(block: bytes) -> tuple[bytes, bytes]:
     return start, lines
 
 
-def _head(status: int, reason: bytes, fields: list[tuple[bytes, bytes]], *, is_11: bool) -> Head:
+def _head(status: int, reason: bytes, lines: bytes, *, is_11: bool) -> Head:
+    """The head with the fields in `lines`, which `_FIELDS` takes."""
+    fields: list[tuple[bytes, bytes]] = []
     length: int | None = None
     is_chunked = False
     keeps_alive = is_11
     content_type = b""
-    for name, value in fields:
+    for line in lines.split(b"\r\n")[:-1]:
+        name, _, value = line.partition(b":")
+        value = value.strip(b" \t")
+        fields.append((name, value))
         lowered = name.lower()
         if lowered == b"content-length":
             if length is not None or _LENGTH.fullmatch(value) is None:

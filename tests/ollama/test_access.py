@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sollol_proxy.ollama.access import Access, Verdict, judge
+from sollol_proxy.ollama.access import Access, Verdict, is_plainly_welcome, judge
 from sollol_proxy.ollama.routes import allowed_methods
 from tests.wire.recordings import Exchange, http_exchanges
 
@@ -177,3 +177,30 @@ def test_judge_never_raises(
     access = Access(loopback_bound=loopback, origins=("*.example.org",))
     verdict = judge(access, method=method, host_header=host, origin=origin, http_version_11=is_11)
     assert verdict.reply is None or verdict.reply.status in (204, 400, 403)
+
+
+NEAR = ("", "localhost", "127.0.0.1", "[::1]", "10.1.2.3", "GPU-box", "a.local", "9.9.9.9")
+HOSTS = st.text() | st.sampled_from([*NEAR, "8.8.8.8", "example.org"]).flatmap(
+    lambda host: st.sampled_from([host, f"{host}:11434", f" {host}", "x" * 70 + host])
+)
+
+
+@given(st.sampled_from(["GET", "POST", "OPTIONS"]), HOSTS | st.none(), st.text() | st.none())
+def test_judge_has_nothing_to_say_to_whom_is_plainly_welcome(
+    method: str, host: str | None, origin: str | None
+) -> None:
+    for access in (LOOPBACK, PUBLIC):
+        welcome = is_plainly_welcome(access, method=method, host_header=host, origin=origin)
+        if welcome:
+            verdict = judge(
+                access, method=method, host_header=host, origin=origin, http_version_11=True
+            )
+            assert verdict == Verdict()
+
+
+@pytest.mark.parametrize("host", [f"{name}{port}" for name in NEAR for port in ("", ":11434")])
+def test_requests_without_an_origin_are_plainly_welcome_under_own_names(host: str) -> None:
+    assert is_plainly_welcome(LOOPBACK, method="POST", host_header=host, origin=None)
+    assert not is_plainly_welcome(LOOPBACK, method="OPTIONS", host_header=host, origin=None)
+    assert not is_plainly_welcome(LOOPBACK, method="GET", host_header=host, origin="http://a.b")
+    assert not is_plainly_welcome(LOOPBACK, method="GET", host_header="a.b", origin=None)

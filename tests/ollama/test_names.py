@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sollol_proxy.ollama.names import (
+    asked,
     canonical,
     canonical_pattern,
     display,
@@ -326,3 +327,10 @@ def test_name_is_not_taken_apart_when_it_is_too_long(piece: str) -> None:
     name = "m" + piece * 1_000_000
     assert canonical(name) == name
     assert not is_valid(name)
+
+
+@given(ANY_TEXT | ANY_TEXT.map(lambda name: name * 200))
+def test_asked_says_what_the_name_says_however_often_it_is_asked(name: str) -> None:
+    expected = (canonical(name), is_cloud(name)) if is_valid(name) else None
+    assert asked(name) == expected
+    assert asked(name) == expected

@@ -464,6 +464,49 @@ def test_counts_behind_vectors_are_found_without_reading_them(
     assert watch.observation() == Observation(prompt_tokens=count, load_s=load_ns / 1e9)
 
 
+@pytest.mark.parametrize("behind", [b"", b" ", b"\n", b',"done":true', b',"x":[1]', b',"x":"]"'])
+@pytest.mark.parametrize("error", [b"", b'"error":"no",'])
+def test_embedding_is_read_whole_where_nothing_is_told_behind_it(
+    error: bytes, behind: bytes
+) -> None:
+    vector = compact([0.5] * 500)
+    body = b'{"model":"m",%b"prompt_eval_count":7,"embeddings":[%b]%b}' % (error, vector, behind)
+    watch = fed("/api/embed", BodyFormat.JSON, body)
+    assert watch.ending() is (Ending.ERROR_RECORD if error else Ending.COMPLETE)
+    if not error:
+        assert watch.observation() == Observation(prompt_tokens=7)
+
+
+ANY_NUMBER = st.integers(-3, 10**18) | st.floats(0, 5) | st.booleans() | st.none() | st.text()
+
+
+@given(found=st.tuples(*[ANY_NUMBER] * 5), times=st.tuples(*[st.floats(0, 9) | st.none()] * 3))
+def test_observation_has_the_counts_of_the_last_record_and_the_times_it_is_told(
+    found: tuple[Any, ...], times: tuple[float | None, ...]
+) -> None:
+    prompt, output, load, prefill, decode = (
+        value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+        for value in found
+    )
+    record = {"done": True, "prompt_eval_count": found[0], "eval_count": found[1]}
+    record |= {"load_duration": found[2], "prompt_eval_duration": found[3]}
+    watch = fed("/api/generate", BodyFormat.NDJSON, compact(record | {"eval_duration": found[4]}))
+    first_byte_s, total_s, body_s = times
+    is_timed = body_s is not None and decode is None and bool(output)
+    assert watch.observation(
+        first_byte_s=first_byte_s, total_s=total_s, body_s=body_s
+    ) == Observation(
+        prompt_tokens=prompt,
+        output_tokens=output,
+        load_s=None if load is None else load / 1e9,
+        prefill_s=None if prefill is None else prefill / 1e9,
+        decode_s=body_s if is_timed else None if decode is None else decode / 1e9,
+        first_byte_s=first_byte_s,
+        total_s=total_s,
+        is_timed=is_timed,
+    )
+
+
 @pytest.mark.parametrize("path", ["/api/embed", "/api/embeddings", "/v1/embeddings"])
 def test_long_error_in_place_of_an_embedding_is_an_error(path: str) -> None:
     watch = fed(path, BodyFormat.JSON, compact({"error": "x" * 5000}))

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from sollol_proxy.core.types import Complexity, Cost, Decision, TaskType
 from sollol_proxy.server import headers
+from sollol_proxy.server.exchange import Ids
 
 token = st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1, max_size=12)
 pairs = st.lists(st.tuples(token.map(lambda name: f"X-{name}"), token), max_size=8)
@@ -16,7 +17,7 @@ pairs = st.lists(st.tuples(token.map(lambda name: f"X-{name}"), token), max_size
 @given(pairs=pairs)
 def test_end_to_end_headers_pass_both_ways_in_order(pairs: list[tuple[str, str]]) -> None:
     wanted = [pair for pair in pairs if not pair[0].lower().startswith("x-sollol-")]
-    assert list(headers.for_host(pairs).items()) == wanted
+    assert headers.for_host(pairs) == wanted
     assert list(headers.for_client(pairs).items()) == pairs
 
 
@@ -27,7 +28,7 @@ def test_end_to_end_headers_pass_both_ways_in_order(pairs: list[tuple[str, str]]
 )  # fmt: skip
 def test_hop_by_hop_headers_stay_on_their_hop(name: str) -> None:
     given = [(name, "x"), ("X-Kept", "y")]
-    assert list(headers.for_host(given).items()) == [("X-Kept", "y")]
+    assert headers.for_host(given) == [("X-Kept", "y")]
     assert list(headers.for_client(given).items()) == [("X-Kept", "y")]
 
 
@@ -40,12 +41,12 @@ def test_headers_meant_for_the_proxy_do_not_reach_a_host(name: str) -> None:
 
 def test_headers_that_connection_names_stay_on_their_hop() -> None:
     given = [("Connection", "close, X-Secret"), ("X-Secret", "1"), ("X-Open", "2")]
-    assert list(headers.for_host(given).items()) == [("X-Open", "2")]
+    assert headers.for_host(given) == [("X-Open", "2")]
 
 
 def test_authorization_and_repeated_headers_reach_the_host() -> None:
     given = [("Authorization", "Bearer k"), ("X-A", "1"), ("X-A", "2")]
-    assert list(headers.for_host(given).items()) == given
+    assert headers.for_host(given) == given
 
 
 @pytest.mark.parametrize(
@@ -74,6 +75,42 @@ def test_any_text_becomes_a_header_value(text: str) -> None:
     assert len(value) <= headers.MAX_REASON
     assert value.isascii()
     assert value.isprintable() or value == ""
+
+
+names = st.sampled_from(
+    ["Connection", "Date", "Vary", "X-SOLLOL-Host", "x-sollol-score", "TE", "X-A", "X-B", "Via"]
+).flatmap(lambda name: st.sampled_from([name, name.lower(), name.upper()]))
+values = st.sampled_from(["close", "x-a, X-SOLLOL-Host", "keep-alive", "date", "1", "2"])
+fields = st.lists(st.tuples(names, values), max_size=6)
+
+
+@given(theirs=fields, ours=fields)
+def test_client_gets_the_hosts_fields_that_stay_in_force_and_then_ours(
+    theirs: list[tuple[str, str]], ours: list[tuple[str, str]]
+) -> None:
+    lowered = [name.lower() for name, _ in theirs]
+    hidden = {token.strip().lower() for n, v in theirs if n.lower() == "connection"
+              for token in v.split(",")}  # fmt: skip
+    hidden = hidden - {"close"} | {"connection", "te"}
+    is_ours = any(n.startswith("x-sollol-") or n == "vary" for n in lowered)
+    if is_ours:
+        hidden |= {name.lower() for name, _ in ours}
+    kept = [field for field in theirs if field[0].lower() not in hidden]
+    block, has_date = headers.client_block([(n.encode(), v.encode()) for n, v in theirs], ours)
+    assert block == "".join(f"{name}: {value}\r\n" for name, value in kept + ours).encode()
+    assert has_date == any(name.lower() == "date" for name, _ in kept)
+
+
+@given(given=fields)
+def test_host_gets_what_is_end_to_end(given: list[tuple[str, str]]) -> None:
+    hidden = {token.strip().lower() for n, v in given if n.lower() == "connection"
+              for token in v.split(",")}  # fmt: skip
+    hidden |= {"connection", "te", "keep-alive"}
+    assert headers.for_host(given) == [
+        (name, value)
+        for name, value in given
+        if name.lower() not in hidden and not name.lower().startswith("x-sollol-")
+    ]
 
 
 def routing(decision: Decision | None) -> dict[str, str]:
@@ -115,3 +152,11 @@ def test_routing_headers_have_a_cost_where_the_policy_has_no_score() -> None:
 
 def test_routing_headers_of_a_refused_request_name_no_host() -> None:
     assert "X-SOLLOL-Host" not in routing(None)
+
+
+def test_ids_are_all_different_and_of_one_length() -> None:
+    ids = Ids()
+    made = [ids.new() for _ in range(500)]
+    assert len(set(made)) == 500
+    assert {len(id_) for id_ in made} == {16}
+    assert all(int(id_, 16) >= 0 for id_ in made)

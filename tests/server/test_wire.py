@@ -346,3 +346,27 @@ def test_chunks_that_aiohttp_refuses_are_never_a_complete_body(data: bytes) -> N
     if body.has_ended:
         # What comes behind the end is another answer's, which aiohttp would look at as well.
         assert not asyncio.run(is_refused(data[: len(data) - len(body.rest)]))
+
+
+header_lines = st.lists(
+    st.tuples(
+        st.sampled_from([b"Content-Type", b"date", b"X-a", b"Set-Cookie", b"vary"]),
+        st.lists(st.sampled_from([b" ", b"\t", b"a", b":", b"\xff", b"b c"])).map(b"".join),
+    )
+)
+
+
+@given(given=header_lines, start=st.sampled_from([b"HTTP/1.1 200 OK", b"HTTP/1.0 404 Not"]))
+def test_fields_of_a_head_are_its_lines_less_the_blanks_around_values(
+    given: list[tuple[bytes, bytes]], start: bytes
+) -> None:
+    lines = b"".join(b"%b:%b\r\n" % field for field in given)
+    head = parse_head(b"%b\r\n%b\r\n" % (start, lines))
+    assert head.fields == tuple((name, value.strip(b" \t")) for name, value in given)
+    assert b"HTTP/1.%d %d %b" % (head.keeps_alive, head.status, head.reason) == start
+
+
+def test_blanks_of_a_huge_value_are_read_once() -> None:
+    blanks = b" " * 2**19
+    head = parse_head(b"HTTP/1.1 200 OK\r\nA:%b\r\nB:%bx%b\r\n\r\n" % (blanks, blanks, blanks))
+    assert head.fields == ((b"A", b""), (b"B", b"x"))
