@@ -21,7 +21,9 @@ _FIELD = re.compile(_TOKEN + rb"+:[^\x00-\x08\x0a-\x1f\x7f]*")
 _FIELDS = re.compile(rb"(?:" + _FIELD.pattern + rb"\r\n)*")
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 _FOLD = re.compile(rb"[ \t]*\r\n[ \t]+")
-_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?")
+# RFC 9112, 7.1.1, without blanks within an extension, at which strict clients stop.
+_EXTENSION = rb";" + _TOKEN + rb"+(?:=(?:" + _TOKEN + rb"+|\"[^\x00-\x08\x0a-\x1f\x7f\"\\]*\"))?"
+_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:" + _EXTENSION + rb")*")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 
 CHUNK_SIZES = {b"%x" % size: size for size in range(1, 2**12)}

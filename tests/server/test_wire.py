@@ -320,12 +320,20 @@ def test_answers_are_read_as_aiohttp_reads_them(
     assert fed(body_of(head, "POST"), split(data[end:], at)) == body == payload
 
 
-tokens = st.sampled_from([b"0", b"5", b"a", b"abcde", b"\r\n", b"\r\n", b"\n", b";", b" ", b"A: b"])
+tokens = st.sampled_from(
+    [b"0", b"5", b"a", b"abcde", b"\r\n", b"\r\n", b"\n", b";", b";a", b"=", b'"', b" ", b"A: b"]
+)
 
 
 @given(data=st.lists(tokens, max_size=12).map(b"".join))
 @example(b"5\r\nabcde\r\n0\r\n\r\n")
 @example(b"0\r\n\r\n0")
+@example(b"0;\r\n\r\n")
+@example(b"0;a=\r\n\r\n")
+@example(b'0;a="b c"\r\n\r\n')
+@example(b'0;a="\r\n\r\n')
+@example(b"0; a\r\n\r\n")
+@example(b"0 ;a\r\n\r\n")
 def test_chunks_that_aiohttp_refuses_are_never_a_complete_body(data: bytes) -> None:
     block = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
