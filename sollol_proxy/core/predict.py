@@ -49,6 +49,14 @@ def output_tokens(memory: Memory, job: Job, beyond: float = 0.0) -> float:
     )
 
 
+def work_of(memory: Memory, job: Job) -> tuple[float, float]:
+    """Tokens that a host has to read, nothing cached, and is expected to write."""
+    if job.kind is JobKind.LOAD or job.kind is JobKind.TRANSCRIBE:
+        return 0.0, 0.0
+    ratio = memory.prompt_ratio(job.model)
+    return max(job.prompt_tokens_est, 1) * ratio, output_tokens(memory, job)
+
+
 def load_s(host: HostView, model: str) -> float:
     """Seconds to load a model on a host."""
     return host.known.speeds.load_s(model, size_bytes(host, model))

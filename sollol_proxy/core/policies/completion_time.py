@@ -16,10 +16,10 @@ from random import Random
 
 from sollol_proxy.core.policies.base import HostView, Plan, Planner
 from sollol_proxy.core.policies.explain import Price, Priced, RunnersUp, reason_for
-from sollol_proxy.core.policies.layout import Wish
 from sollol_proxy.core.policies.lone import best_host
 from sollol_proxy.core.policies.outlook import LoadPrices
 from sollol_proxy.core.policies.scene import Options, Scene, Views, best_of, idle_times, least_s
+from sollol_proxy.core.policies.slots import Wish
 from sollol_proxy.core.queue import NO_SHIFT, Shift
 from sollol_proxy.core.types import Decision, Job
 

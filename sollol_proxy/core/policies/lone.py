@@ -16,7 +16,8 @@ from sollol_proxy.core.policies.explain import Price, Priced
 from sollol_proxy.core.policies.lanes import Row
 from sollol_proxy.core.policies.layout import TIE_RATIO
 from sollol_proxy.core.policies.outlook import Moment
-from sollol_proxy.core.policies.scene import EQUAL_RATIO, Options, Views, work_of
+from sollol_proxy.core.policies.scene import EQUAL_RATIO, Options, Views
+from sollol_proxy.core.predict import work_of
 from sollol_proxy.core.types import Job, JobKind
 
 _KINDS = frozenset({JobKind.GENERATE, JobKind.EMBED})

@@ -10,7 +10,7 @@ from sollol_proxy.core.eviction import evicted
 from sollol_proxy.core.memory import Memory
 from sollol_proxy.core.policies.base import HostView
 from sollol_proxy.core.policies.lanes import name_of, token_of
-from sollol_proxy.core.policies.layout import Held, Slot, Step
+from sollol_proxy.core.policies.slots import Held, Slot, Step
 from sollol_proxy.core.predict import load_s, rest_s
 from sollol_proxy.core.types import HostState, Job, JobKind
 
