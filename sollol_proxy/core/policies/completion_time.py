@@ -58,7 +58,9 @@ class CompletionTime(Planner):
         decisions = [self._decide(scene, *start) for start in scene.starts()]
         # Where fewer go than hosts were looked at for each, the others would not help either.
         is_partial = scene.is_partial and len(decisions) >= self.options.looked_at_hosts
-        return Plan(decisions, scene.holds(), is_partial=is_partial)
+        holds = scene.holds()
+        scene.close()
+        return Plan(decisions, holds, is_partial=is_partial)
 
     def place_at_once(self, job: Job, hosts: Sequence[HostView], now: float) -> Decision | None:
         """See `Planner.place_at_once`; nothing where only a whole plan can tell."""

@@ -73,7 +73,7 @@ def token_of(view: HostView, model: str) -> str:
 
 def name_of(token: str) -> str:
     """The model's name in a token."""
-    return token.partition(SEPARATOR)[0]
+    return token.partition(SEPARATOR)[0] if SEPARATOR in token else token
 
 
 class LaneRates:
@@ -117,18 +117,14 @@ class LaneRates:
         if not view.is_eligible(job):
             return None
         needs_load = view.needs_load(job)
-        resident = view.runner(model)
-        if resident is not None and not needs_load:
+        if not needs_load and (resident := view.runner(model)) is not None:
             token = token_of(view, resident.name)
         else:
             token = f"{model}{SEPARATOR}{job.options_key}" if job.options_key else model
         slowed = slow_down(view, model, joins=True) if joins else slow_down_after(view, model)
         harm = 0.0
         if joins and view.in_flight:
-            others = sum(
-                count for other, count in view.in_flight_by_model.items() if other != model
-            )
-            harm = others / slowed
+            harm = (view.in_flight - view.in_flight_by_model.get(model, 0)) / slowed
         pace = self._memory.pace(view.spec.id, model, size_bytes(view, model))
         return Row(
             token,

@@ -24,7 +24,6 @@ from sollol_proxy.core.policies.slots import (
     Placed,
     Slot,
     Step,
-    Version,
     Wish,
 )
 
@@ -35,10 +34,10 @@ IMPROVED = 8
 """Jobs that are laid out twice. Measured in simulation: to do so with all gains nothing, since the
 later ones are laid out again before their turn."""
 
-_Start = tuple[Slot, int, str, float, bool, Step | None]
-"""For the jobs of a lane: a slot, its host, the runner's token there, seconds as felt before a job
-that comes first, whether the runner is used then so that it has to wait besides, and what has to
-be done for it; None = the runner is in memory."""
+_Start = tuple[Slot, int, str, float, bool, bool]
+"""For the jobs of a lane: a slot, its host, the runner's token there, at least so many seconds as
+felt before a job that comes first, whether the runner is in use then so that it has to wait
+besides, and whether it is in memory."""
 
 
 class Layout:
@@ -60,7 +59,8 @@ class Layout:
             self._put(wish)
         if improve and len(wishes) > 1:
             for wish in wishes[:IMPROVED]:
-                self._put_again(wish)
+                self._take_out(wish)
+                self._put(wish)
 
     def slot_of(self, wish: Wish) -> Slot | None:
         """Where a job has been laid out; None = no slot may take it."""
@@ -73,39 +73,16 @@ class Layout:
             at_s, held, total, _ = self._after(slot, each, at_s, held, total)
         return total - slot.states[-1][2]
 
-    def _put_again(self, wish: Wish) -> None:
-        """Take a job out and put it where the sum grows least, mostly the same place."""
-        was = self._where.get(wish.order)
-        if was is None:
-            self._put(wish)
-            return
-        version = was.version if was.is_exact and was.wishes[0] is wish else None
-        self._take_out(wish)
-        slot, index = self._best_place(wish)
-        if slot is not None:
-            self._add(slot, index, wish, None if index or slot is not was else version)
-
     def _put(self, wish: Wish) -> None:
         """Put a job where the sum grows least."""
         slot, index = self._best_place(wish)
         if slot is not None:
-            self._add(slot, index, wish, None)
-
-    def _add(self, slot: Slot, index: int, wish: Wish, version: Version | None) -> None:
-        """Put a job there. version: what walking gives then; None = not known."""
-        if not index and slot.is_exact:
-            slot.before[len(slot.wishes)] = slot.version
-        else:
-            slot.before.clear()
-        slot.wishes.insert(index, wish)
-        slot.placed.insert(index, _placed(wish, slot.host))
-        slot.runs.add(wish.tokens[slot.host])
-        slot.first = slot.wishes[0].order if len(slot.wishes) < slot.most else -1
-        self._where[wish.order] = slot
-        if version is None:
+            slot.wishes.insert(index, wish)
+            slot.placed.insert(index, _placed(wish, slot.host))
+            slot.runs.add(wish.tokens[slot.host])
+            slot.first = slot.wishes[0].order if len(slot.wishes) < slot.most else -1
             self._walk(slot, index)
-        else:
-            slot.turn_back(version)
+            self._where[wish.order] = slot
 
     def _best_place(self, wish: Wish) -> tuple[Slot | None, int]:  # noqa: C901 - the hottest loop
         """The slot and the place there.
@@ -124,21 +101,22 @@ class Layout:
         chosen, at, steep = None, 0, 0.0
         power, weight, age_s, order = self._power, wish.weight, wish.age_s, wish.order
         own, felt = wish.own_s, wish.felt_s
-        for slot, host, token, before_s, is_late, step in self._starts_of(wish):
+        for slot, host, token, before_s, is_late, is_held in self._starts_of(wish):
             feels_s = age_s + felt[host] + before_s
             if feels_s >= limit_s and token not in slot.loaded:
                 continue
-            if order > slot.first or is_late or (token in slot.runs and len(slot.runs) > 1):
+            if order > slot.first or is_late or token in slot.ends:
                 growth, index = self._best_in(slot, wish, token, best, steep, limit_s)
                 if index is not None:
                     best, enough, chosen, at = growth, growth * TIE_RATIO, slot, index
                     steep, limit_s = self._tangent(growth, weight)
                 continue
             own_s = own[host]
-            if step is not None:
-                least = slot.slope * (own_s + step.load_s) + steep * (feels_s - limit_s)
+            if not is_held:
+                least = slot.slope * own_s + steep * (feels_s - limit_s)
                 if least >= 0 and token not in slot.loaded:
                     continue
+                step = slot.step(slot.states[0][1], token)
                 growth = self._growth_with_load(slot, wish, 0, step, best)
                 if growth < enough:
                     best, enough, chosen, at = growth, growth * TIE_RATIO, slot, 0
@@ -167,12 +145,12 @@ class Layout:
         price, starts = self._price, list[_Start]()
         for slot in wish.slots:
             host, (at_s, held, _) = slot.host, slot.states[0]
-            token, step, before_s = wish.tokens[host], None, price * at_s
+            token, before_s = wish.tokens[host], price * at_s
             is_late = bool(slot.ready_s) and slot.ready_s.get(token, 0.0) > at_s
-            if token not in held:
-                # A later place may need less than this step, but never less than `loads_s`.
-                step, before_s = slot.step(held, token), before_s + wish.loads_s[host]
-            starts.append((slot, host, token, before_s, is_late, step))
+            is_held = token in held
+            if not is_held:
+                before_s += wish.loads_s[host]
+            starts.append((slot, host, token, before_s, is_late, is_held))
         return starts
 
     def _tangent(self, best: float, weight: float) -> tuple[float, float]:
@@ -255,12 +233,6 @@ class Layout:
         index = slot.wishes.index(wish)
         del slot.wishes[index], slot.placed[index]
         slot.first = slot.wishes[0].order if slot.wishes else NOBODY
-        version = None if index else slot.before.pop(len(slot.wishes), None)
-        if version is not None:
-            slot.turn_back(version)
-            return
-        if index:
-            slot.before.clear()
         self._walk(slot, index)
 
     def _walk(self, slot: Slot, index: int) -> None:
@@ -272,9 +244,14 @@ class Layout:
         rise, bent = power * price, (power - 1) * price / 2
         slopes: list[float] = []
         bends: list[float] = []
-        loaded = slot.loaded if index else NO_TOKENS
-        for each in placed[index:] if index else placed:
-            own_s, base_s, weight, token = each
+        loaded, ends, last = NO_TOKENS, NO_TOKENS, ""
+        if index:
+            loaded, ends, last = slot.loaded, slot.ends, placed[index - 1][3]
+        for own_s, base_s, weight, token in placed[index:] if index else placed:
+            if token != last:
+                if last:
+                    ends = ends | {last}
+                last = token
             if is_ready and token in held:
                 felt_s = base_s + price * at_s
                 cost: float = weight * felt_s**power
@@ -284,6 +261,7 @@ class Layout:
                 if token not in held:
                     loaded = loaded | {token}
                 before = total
+                each = own_s, base_s, weight, token
                 at_s, held, total, felt_s = self._after(slot, each, at_s, held, total)
                 cost = total - before
             states.append((at_s, held, total))
@@ -298,8 +276,8 @@ class Layout:
             slopes += [old + more for old in slot.slopes[len(slot.slopes) - index :]]
             bends += [old + bent_more for old in slot.bends[len(slot.bends) - index :]]
             states = slot.states[:index] + states
-        slot.is_exact = not index
-        slot.turn_back((states, slopes, bends, loaded))
+        slot.states, slot.slopes, slot.bends = states, slopes, bends
+        slot.slope, slot.bend, slot.loaded, slot.ends = slopes[-1], bends[-1], loaded, ends
 
 
 def _placed(wish: Wish, host: int) -> Placed:

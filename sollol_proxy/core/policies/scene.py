@@ -195,6 +195,15 @@ class Scene:
         holds.sort()  # no two have the same order
         return [hold for _, hold in holds]
 
+    def close(self) -> None:
+        """Take apart what refers to each other, or all of it would wait for the garbage collector.
+
+        Its looks are the slowest thing that can happen in a plan.
+        """
+        for slots in self._slots:
+            for slot in slots:
+                slot.wishes.clear()
+
     def prices(self, wish: Wish, chosen: int | None = None) -> dict[int, Price]:
         """What the job would cost on each host that it may go to, by index."""
         job, memory = self.jobs[wish.order], self._memory

@@ -65,9 +65,6 @@ class Wish:
         self.slots: Sequence[Slot] = ()
 
 
-Version = tuple[list[State], list[float], list[float], frozenset[str]]
-"""What walking a slot gave."""
-
 NOBODY = 1 << 60
 
 NO_TOKENS: frozenset[str] = frozenset()
@@ -80,21 +77,19 @@ class Slot:
     ready_s: moment from which a runner may be used beside what runs there; absent = at once.
     most: jobs that may be planned here. placed: of `wishes`, what walking them needs.
     runs: runners that have been planned here. loaded: those of them that are loaded on the way.
+    ends: those after whose jobs others follow.
     first: order of the first job; beyond all where none is planned, below all where none may be
         added.
     slopes, bends: by place from behind, how the jobs from there on gain cost with each second they
         are delayed, and with its square. slope, bend: those of all.
-    is_exact: walked from the first job on. before: what walking gave while so many jobs, the last
-        ones, were planned.
     """
 
     __slots__ = (
-        "before",
         "bend",
         "bends",
+        "ends",
         "first",
         "host",
-        "is_exact",
         "loaded",
         "most",
         "placed",
@@ -124,23 +119,11 @@ class Slot:
         self.placed: list[Placed] = []
         self.runs: set[str] = set()
         self.first = NOBODY
-        self.before: dict[int, Version] = {}
-        self.is_exact = True
         self.states: list[State] = [(at_s, held, 0.0)]
         self.slopes = [0.0]
         self.bends = [0.0]
         self.slope = self.bend = 0.0
-        self.loaded = NO_TOKENS
-
-    @property
-    def version(self) -> Version:
-        """What walking gave."""
-        return self.states, self.slopes, self.bends, self.loaded
-
-    def turn_back(self, version: Version) -> None:
-        """Be as walking gave it then."""
-        self.states, self.slopes, self.bends, self.loaded = version
-        self.slope, self.bend = self.slopes[-1], self.bends[-1]
+        self.loaded = self.ends = NO_TOKENS
 
     def turn_s(self, index: int) -> float:
         """When the i-th job begins."""

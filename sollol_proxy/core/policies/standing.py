@@ -37,7 +37,7 @@ class Standing:
         self.tokens = [row.token if row is not None else "" for row in rows]
         self.loads_s = [row.load_s * load_price if row is not None else 0.0 for row in rows]
         self.before_s = [
-            0.0 if row is None or not its else before_s(host, row.token)
+            0.0 if row is None or row.token in host.held or not its else before_s(host, row.token)
             for row, host, its in zip(rows, hosts, slots, strict=True)
         ]
         self._memory = memory
@@ -60,8 +60,9 @@ class Standing:
     def wish(self, order: int, job: Job, weight: float, age_s: float) -> Wish:
         """What one of its jobs wants."""
         own_s = self._own_s(job)
-        for index, loading_s in self._loading:
-            own_s[index] += loading_s
+        if self._loading:
+            for index, loading_s in self._loading:
+                own_s[index] += loading_s
         felt_s = own_s
         if self._harm:
             # Busy runners share a host's time, so each job of another model loses what this takes.
