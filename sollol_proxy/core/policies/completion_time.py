@@ -46,7 +46,7 @@ class CompletionTime(Planner):
         boost_s = self.options.boost_s if self.boost_s is None else self.boost_s
         if boost_s <= 0:
             return NO_SHIFT
-        service_s = least_s(self._kept(), job, hosts)
+        service_s = least_s(self._kept(), job, hosts, self.options.large_pool)
         if service_s is None:
             service_s = boost_s
         across_s = min(boost_s, self.options.boost_across_s)

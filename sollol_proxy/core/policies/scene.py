@@ -80,18 +80,25 @@ class Views:
         return outlook
 
 
-def least_s(views: Views, job: Job, hosts: Sequence[HostView]) -> float | None:
-    """Seconds of prefill and decode on the best host, alone and in memory; None = on none."""
+def least_s(views: Views, job: Job, hosts: Sequence[HostView], large: int) -> float | None:
+    """Seconds of prefill and decode on the best host, alone and in memory; None = on none.
+
+    large: see `Options.large_pool`.
+    """
     if job.kind is JobKind.TRANSCRIBE:
         rows = views.lanes.rows(job, hosts)
         times = (phases(views.memory, job, host, needs_load=False).decode_s for host, _ in rows)
         return min(times, default=None)
     prompt, tokens = work_of(views.memory, job)
-    alone_s = [
-        prompt * row.prefill_s + tokens * row.decode_s
-        for row in views.lanes.rates(job).rows(hosts)
-        if row is not None
-    ]
+    rates = views.lanes.rates(job)
+    if len(hosts) > large:
+        alone_s = views.lanes.survey.alone_s(rates, hosts, prompt, tokens)
+    else:
+        alone_s = [
+            prompt * row.prefill_s + tokens * row.decode_s
+            for row in rates.rows(hosts)
+            if row is not None
+        ]
     return min(alone_s, default=None)
 
 
@@ -186,12 +193,13 @@ class Scene:
         self._roomy = [
             index for index, host in enumerate(self.hosts) if host.free() > 0 and not host.is_side
         ]
-        holds = []
-        for slot in (slot for slots in self._slots for slot in slots):
-            host_id = self.hosts[slot.host].view.spec.id
-            for index, wish in enumerate(slot.wishes):
-                if wish.order not in self._started:
-                    holds.append((wish.order, self._hold(wish, slot, index, host_id)))
+        holds, started, hosts = [], self._started, self.hosts
+        for slots in self._slots:
+            for slot in slots:
+                host_id = hosts[slot.host].view.spec.id
+                for index, wish in enumerate(slot.wishes):
+                    if wish.order not in started:
+                        holds.append((wish.order, self._hold(wish, slot, index, host_id)))
         holds.sort()  # no two have the same order
         return [hold for _, hold in holds]
 
@@ -253,13 +261,22 @@ class Scene:
 
     def _hold(self, wish: Wish, slot: Slot, index: int, host_id: str) -> Hold:
         job, turn_s = self.jobs[wish.order], slot.turn_s(index)
-        own_s = max(slot.end_s(index) - turn_s, 0.0)
-        idle_for = self._idle_for(wish)
+        own_s = slot.states[index + 1][0] - turn_s
+        if own_s < 0:
+            own_s = 0.0
+        if not self._roomy:
+            return Hold(job.id, host_id, turn_s, own_s)
+        idle_for = self._lanes[self._keys[wish.order]].idle
+        if idle_for is None:
+            idle_for = self._idle_for(wish)
         if not idle_for:
             return Hold(job.id, host_id, turn_s, own_s)
         alone_s = wish.own_s
+        if len(idle_for) == 1:
+            [(host, idle_host_id, its_s)] = idle_for
+            return Hold(job.id, host_id, turn_s, own_s, idle_host_id, alone_s[host] + its_s)
         idle_s, idle_host_id = min(
-            [(alone_s[host] + before_s, idle_id) for host, idle_id, before_s in idle_for]
+            [(alone_s[host] + its_s, idle_id) for host, idle_id, its_s in idle_for]
         )
         return Hold(job.id, host_id, turn_s, own_s, idle_host_id, idle_s)
 
@@ -268,18 +285,12 @@ class Scene:
 
         Equal for all jobs of a lane. Index, id, seconds.
         """
-        lane = self._lanes[self._keys[wish.order]]
-        if lane.idle is None:
-            job = self.jobs[wish.order]
-            lane.idle = [
-                (
-                    host,
-                    self.hosts[host].view.spec.id,
-                    before_s(self.hosts[host], lane.tokens[host]),
-                )
-                for host in self._roomy
-                if lane.rows[host] is not None and self._has_room(job, host)
-            ]
+        job, lane = self.jobs[wish.order], self._lanes[self._keys[wish.order]]
+        lane.idle = [
+            (host, self.hosts[host].view.spec.id, before_s(self.hosts[host], lane.tokens[host]))
+            for host in self._roomy
+            if lane.rows[host] is not None and self._has_room(job, host)
+        ]
         return lane.idle
 
     def _wishes(self, base: float, now: float) -> list[Wish]:

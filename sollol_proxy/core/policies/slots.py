@@ -6,7 +6,10 @@ Flat records, since a plan goes through them hundreds of times; see `layout`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
+
+Seconds: TypeAlias = list[float] | dict[int, float]
+"""By host index. A dict where a job may go to few of them."""
 
 Held = tuple[str, ...]
 """Runners in a host's memory, by token: a model's name, or name and options."""
@@ -35,7 +38,7 @@ class Step(NamedTuple):
 
 
 class Wish:
-    """A waiting job. By host index: seconds without a load (inf = not there), token of its runner.
+    """A waiting job. By host index: seconds without a load, token of its runner.
 
     order: its place in the queue. weight: of its time against that of others.
     felt_s: as own_s, with a price on what others on the host lose by it.
@@ -50,8 +53,8 @@ class Wish:
         order: int,
         weight: float,
         age_s: float,
-        own_s: Sequence[float],
-        felt_s: Sequence[float],
+        own_s: Seconds,
+        felt_s: Seconds,
         tokens: Sequence[str],
         loads_s: Sequence[float],
     ) -> None:
@@ -130,7 +133,9 @@ class Slot:
         at_s, held, _ = self.states[index]
         token = self.placed[index][3]
         if token not in held:
-            at_s = max(at_s, self.step(held, token).drain_s)
+            drain_s = self.step(held, token).drain_s
+            if drain_s > at_s:
+                at_s = drain_s
         return max(at_s, self.ready_s.get(token, 0.0)) if self.ready_s else at_s
 
     def end_s(self, index: int) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sollol_proxy.core.memory import Memory
 from sollol_proxy.core.policies.lanes import Row
 from sollol_proxy.core.policies.outlook import HostOutlook
-from sollol_proxy.core.policies.slots import Slot, Wish
+from sollol_proxy.core.policies.slots import Seconds, Slot, Wish
 from sollol_proxy.core.predict import phases, work_of
 from sollol_proxy.core.types import Job, JobKind
 
@@ -42,10 +42,13 @@ class Standing:
         ]
         self._memory = memory
         self._hosts, self._slots = hosts, slots
-        self._rates = [
-            (0.0, 0.0) if row is None else (row.prefill_s * row.slowed, row.decode_s * row.slowed)
-            for row in rows
+        rates = [
+            (index, row.prefill_s * row.slowed, row.decode_s * row.slowed)
+            for index, row in enumerate(rows)
+            if row is not None
         ]
+        self._rates = rates
+        self._is_everywhere = len(rates) == len(rows)
         self._harm = [(index, 1 + row.harm) for index, row in enumerate(rows) if row and row.harm]
         self._loading = [
             (index, loading_s)
@@ -66,7 +69,7 @@ class Standing:
         felt_s = own_s
         if self._harm:
             # Busy runners share a host's time, so each job of another model loses what this takes.
-            felt_s = list(own_s)
+            felt_s = own_s.copy()
             for index, harm in self._harm:
                 felt_s[index] *= harm
         wish = Wish(order, weight, age_s, own_s, felt_s, self.tokens, self.loads_s)
@@ -78,33 +81,40 @@ class Standing:
         own_s, before_s = wish.own_s, self.before_s
         found = [
             (own_s[index] + before_s[index] + slot.states[0][0], place, slot)
-            for index, row in enumerate(self.rows)
-            if row is not None
+            for index, _, _ in self._rates
             for place, slot in enumerate(self._slots[index], start=index * 1000)
         ]
         found.sort()  # no two have the same place
         wish.slots = self.slots = [slot for _, _, slot in found]
 
-    def _own_s(self, job: Job) -> list[float]:
+    def _own_s(self, job: Job) -> Seconds:
         """Seconds on each host without a load."""
         memory = self._memory
         if job.kind is JobKind.TRANSCRIBE:
-            return [
-                0.0
-                if row is None
-                else row.slowed * phases(memory, job, host.view, needs_load=False).decode_s
-                for row, host in zip(self.rows, self._hosts, strict=True)
-            ]
+            return {
+                index: row.slowed * phases(memory, job, host.view, needs_load=False).decode_s
+                for index, (row, host) in enumerate(zip(self.rows, self._hosts, strict=True))
+                if row is not None
+            }
         prompt, tokens = work_of(memory, job)
-        own_s = [prompt * prefill_s + tokens * decode_s for prefill_s, decode_s in self._rates]
+        own_s: Seconds
+        if self._is_everywhere:
+            own_s = [
+                prompt * prefill_s + tokens * decode_s for _, prefill_s, decode_s in self._rates
+            ]
+        else:
+            own_s = {
+                index: prompt * prefill_s + tokens * decode_s
+                for index, prefill_s, decode_s in self._rates
+            }
         if job.prefix and prompt:
             matching = memory.affinity.matching(job)
             if matching:
                 most, ratio = max(job.prompt_tokens_est - 1, 0), memory.prompt_ratio(job.model)
-                for index, host in enumerate(self._hosts):
-                    matched = matching.get(host.view.spec.id, 0)
+                for index, prefill_s, _ in self._rates:
+                    matched = matching.get(self._hosts[index].view.spec.id, 0)
                     if matched:
-                        own_s[index] -= min(matched, most) * ratio * self._rates[index][0]
+                        own_s[index] -= min(matched, most) * ratio * prefill_s
         return own_s
 
 
