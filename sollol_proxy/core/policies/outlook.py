@@ -181,6 +181,11 @@ class HostOutlook:
             times += self.ends_s[over : over + most - len(times)]
         return [Slot(index, at_s, self.held, self.step, ready_s, 1 << 30) for at_s in times]
 
+    def first(self) -> tuple[float, dict[str, float]]:
+        """When the first of the slots is free, and its `ready_s`; not for a host on trial."""
+        free = self.view.concurrency - self.view.in_flight
+        return 0.0 if free > 0 else self.ends_s[-free], self._ready_s()
+
     def side(self) -> HostOutlook | None:
         """The host once more, as a place beside the job that keeps it busy.
 
