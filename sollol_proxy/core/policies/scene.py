@@ -348,10 +348,14 @@ class Scene:
 
     def _wait_s(self, index: int, wish: Wish) -> float:
         """Until the host has a slot for the job, beside what the same plan has given it."""
-        times = sorted(slot.states[0][0] for slot in self._slots[index])
-        if not times:
+        slots = self._slots[index]
+        if not slots:
             return max(self.hosts[index].ends_s, default=0.0)
-        for other in self._given.get(index, ()):
+        given = self._given.get(index)
+        if given is None:
+            return slots[0].states[0][0]
+        times = [slot.states[0][0] for slot in slots]  # the soonest free first
+        for other in given:
             if other is not wish:
                 heapreplace(times, self._alone_s(other, index))
         return times[0]
