@@ -155,13 +155,13 @@ def measure(case: Case, steps: int) -> dict[str, Any]:
     gc.collect()
     for _ in range(steps):
         pool.step()
-    taken_s = sorted(pool.taken_s)
+    taken_s = sorted(pool.taken_s) or [0.0]
     return {
         "policy": case.policy,
         "hosts": case.hosts,
         "waiting": case.waiting,
         "models": case.models,
-        "decisions": len(taken_s),
+        "decisions": len(pool.taken_s),
         "p50_us": round(quantile(taken_s, 0.5) * 1e6, 1),
         "p99_us": round(quantile(taken_s, 0.99) * 1e6, 1),
         "mean_us": round(sum(taken_s) / len(taken_s) * 1e6, 1),
