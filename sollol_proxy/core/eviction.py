@@ -43,20 +43,23 @@ def evicted(
     keep = [name for name in held if name != model]
     if not keep:
         return (model,), (), True
-    sizes = {name: _size(host, memory, name) for name in (*keep, model)}
-    total = sum(sizes.values())
-    room, spec = host.known.room, host.spec
+    sizes = {name: _size(host, memory, name) for name in keep}
+    total = sum(sizes.values()) + _size(host, memory, model)
+    room, most, room_bytes = host.known.room, host.spec.max_models, host.spec.memory_bytes
     gone: list[str] = []
-    while keep and (len(keep) >= spec.max_models or not room.holds(total, spec.memory_bytes)):
-        victim = min(keep, key=lambda name: (busy.get(name, 0.0), -memory.victims.rank(name), name))
-        keep.remove(victim)
-        gone.append(victim)
-        total -= sizes[victim]
-    return (*keep, model), tuple(gone), room.surely_holds(total, spec.memory_bytes)
+    if len(keep) >= most or not room.holds(total, room_bytes):
+        rank = memory.victims.rank
+        for victim in sorted(keep, key=lambda name: (busy.get(name, 0.0), -rank(name), name)):
+            keep.remove(victim)
+            gone.append(victim)
+            total -= sizes[victim]
+            if len(keep) < most and room.holds(total, room_bytes):
+                break
+    return (*keep, model), tuple(gone), room.surely_holds(total, room_bytes)
 
 
 def _size(host: Holder, memory: Memory, name: str) -> int:
     resident = host.resident.get(name)
-    if resident is not None and resident.size_bytes and resident.digest:
+    if resident is not None and resident.digest and resident.size_bytes:
         return resident.size_bytes
     return memory.footprint_bytes(name, host.installed.get(name))

@@ -144,10 +144,16 @@ class HostEntry:
 
     def is_eligible(self, job: Job) -> bool:
         """Whether the host may take the job at all, now or when a slot is free."""
-        health = self.health
+        health, spec = self.health, self.spec
         if health.is_draining or not health.base.is_routable:
             return False
-        return self.suits(job) and (self.bars is None or not self.bars(self, job))
+        if not job.excluded and not job.only and not spec.deny and not spec.allow:
+            # Nearly always; the same as `suits`.
+            if job.model not in self.installed and job.kind.needs_model:
+                return False
+        elif not self.suits(job):
+            return False
+        return self.bars is None or not self.bars(self, job)
 
     def could_serve(self, job: Job) -> bool:
         """Whether the host could take the job if it were up."""

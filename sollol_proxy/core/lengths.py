@@ -10,6 +10,7 @@ An answer that was broken off tells only that it would have been longer than thi
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import accumulate
 from math import log2
 from typing import Any
 
@@ -134,13 +135,9 @@ class Histogram:
         return weight * share, weight * share * (tokens + high) / 2
 
     def _sum_up(self) -> list[tuple[float, float]]:
-        tails = [(0.0, 0.0)] * (_BINS + 1)
-        weight = total = 0.0
-        for index in range(_BINS - 1, -1, -1):
-            weight += self._weights[index]
-            total += self._sums[index]
-            tails[index] = (weight, total)
-        return tails
+        weights = accumulate(reversed(self._weights), initial=0.0)
+        totals = accumulate(reversed(self._sums), initial=0.0)
+        return [*zip(weights, totals, strict=True)][::-1]
 
 
 class Lengths:
@@ -150,7 +147,7 @@ class Lengths:
         self._by_task: dict[tuple[str, str, int], Histogram] = {}
         self._by_size: dict[tuple[str, int], Histogram] = {}
         self._by_model: dict[str, Histogram] = {}
-        self._means: dict[tuple[str, str, int], float] = {}
+        self._means: dict[str, dict[tuple[str, int], float]] = {}
 
     def add(self, task: TaskType, model: str, prompt_tokens: int, tokens: int) -> None:
         """An answer ended by itself after so many tokens."""
@@ -176,12 +173,19 @@ class Lengths:
 
         limit: what the request allows; the result does not exceed it, but for `beyond`.
         """
-        size = _size_of(prompt_tokens)
+        size = (prompt_tokens if prompt_tokens > 1 else 1).bit_length()
         if not beyond:
-            mean = self._means.get((task, model, size))
+            means = self._means.get(model)
+            if means is None:
+                if len(self._means) >= MAX_CELLS:
+                    self._means.clear()
+                means = self._means[model] = {}
+            mean = means.get((task, size))
             if mean is None:
-                mean = self._means[task, model, size] = self._expected(task, model, size, 0.0)
-            return max(mean if limit is None or mean < limit else float(limit), 1.0)
+                mean = means[task, size] = self._expected(task, model, size, 0.0)
+            if limit is not None and mean >= limit:
+                mean = float(limit)
+            return mean if mean > 1.0 else 1.0
         tokens = self._expected(task, model, size, beyond)
         if limit is not None and tokens > limit:
             tokens = float(limit)
@@ -229,7 +233,7 @@ class Lengths:
 
     def _touched(self, task: TaskType, model: str, prompt_tokens: int) -> list[Histogram]:
         size = _size_of(prompt_tokens)
-        self._means.clear()
+        self._means.pop(model, None)
         found = (
             _cell(self._by_task, (task.value, model, size)),
             _cell(self._by_size, (model, size)),

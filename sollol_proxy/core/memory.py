@@ -108,6 +108,7 @@ class Memory:
 
     epoch: another number whenever guesses may have changed that rest on other hosts.
     life: another number after everything was forgotten or restored.
+    learnt: another number after each lesson on which models leave first or how large they are.
     dates: of changes of hosts; no two have the same, nor is a later one smaller.
     """
 
@@ -121,6 +122,7 @@ class Memory:
         self.stats = Learnt()
         self._hosts: dict[str, HostMemory] = {}
         self._footprints: dict[str, int] = {}
+        self._sizes_seen = 0
         self._prompts: dict[str, Rate] = {}
         self._paces: dict[str, dict[str, Pace]] = {}
         self._guessed: set[str] = set()
@@ -181,11 +183,18 @@ class Memory:
                 self._guessed.clear()
                 self.epoch += 1
 
+    @property
+    def learnt(self) -> int:
+        """See the class."""
+        return self.victims.lessons + self._sizes_seen
+
     def see_footprints(self, resident: Iterable[ResidentModel]) -> None:
         """A probe found these in memory."""
         for model in resident:
             has_room = model.name in self._footprints or len(self._footprints) < MAX_PROMPTS
             if model.digest and model.size_bytes and has_room:
+                if self._footprints.get(model.name) != model.size_bytes:
+                    self._sizes_seen += 1
                 self._footprints[model.name] = model.size_bytes
 
     def learn_prompt(self, job: Job, observation: Observation) -> None:

@@ -98,7 +98,8 @@ class Planned:
             hold = holds.get(job.id)
             if hold is not None and len(self._said) < MAX_REASONS:
                 self._said[job.id] = (hold, now)
-                self._first_wait_s.setdefault(job.id, now - job.arrived_s + hold.wait_s)
+                if job.id not in self._first_wait_s:
+                    self._first_wait_s[job.id] = now - job.arrived_s + hold.wait_s
         return Plan(decisions, tuple(holds.values()), plan.is_partial)
 
     def place_at_once(self, job: Job, hosts: Sequence[HostEntry], now: float) -> Decision | None:

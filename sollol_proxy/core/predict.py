@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 from sollol_proxy.core.memory import Memory
@@ -46,6 +47,18 @@ def output_tokens(memory: Memory, job: Job, beyond: float = 0.0) -> float:
         job.prompt_tokens_est,
         beyond=beyond,
         limit=limit if limit is not None and limit > 0 else None,
+    )
+
+
+def work_of(memory: Memory, job: Job) -> tuple[float, float]:
+    """Tokens that a host has to read, nothing cached, and is expected to write."""
+    kind, prompt_tokens = job.kind, job.prompt_tokens_est
+    if kind is JobKind.LOAD or kind is JobKind.TRANSCRIBE:
+        return 0.0, 0.0
+    tokens = output_tokens(memory, job) if kind is JobKind.GENERATE else 0.0
+    return (
+        (prompt_tokens if prompt_tokens > 1 else 1) * memory.prompt_ratio(job.model),
+        tokens,
     )
 
 
@@ -138,16 +151,18 @@ def _rest_s(memory: Memory, running: Running, host: HostView, now: float) -> flo
 
 def slow_down_after(host: HostView, model: str) -> float:
     """The same for a job that gets the next slot of a full host: the oldest there has ended."""
-    oldest = min(
-        (running for running in host.running if running.job.kind.takes_slot),
-        key=lambda running: running.begun_s,
-        default=None,
-    )
-    running = dict(host.in_flight_by_model)
-    if oldest is not None:
-        running[oldest.job.model] -= 1
-    streams = running.get(model, 0) + 1
-    runners = len({model, *(name for name, count in running.items() if count > 0)})
+    oldest, begun_s = "", inf
+    for running in host.running:
+        if running.begun_s < begun_s and running.job.kind.takes_slot:
+            oldest, begun_s = running.job.model, running.begun_s
+    by_model = host.in_flight_by_model
+    streams, runners = by_model.get(model, 0) + 1, len(by_model)
+    if model not in by_model:
+        runners += 1
+    if oldest == model:
+        streams -= 1
+    elif by_model.get(oldest) == 1:
+        runners -= 1
     return host.known.speeds.share(streams) * runners
 
 

@@ -82,15 +82,20 @@ class Room:
 
 
 class Victims:
-    """Which models leave first: 1 = always before others, 0 = others always before it."""
+    """Which models leave first: 1 = always before others, 0 = others always before it.
+
+    lessons: how many there were.
+    """
 
     def __init__(self) -> None:
+        self.lessons = 0
         self._rank: dict[str, float] = {}
 
     def learn(self, gone: Collection[str], stayed: Collection[str]) -> None:
         """These left and those, idle too, did not."""
         if not gone or not stayed:
             return
+        self.lessons += 1
         for models, sample in ((gone, 1.0), (stayed, 0.0)):
             for model in models:
                 rank = self._rank.get(model, 0.5)

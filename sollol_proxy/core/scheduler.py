@@ -507,8 +507,8 @@ class Scheduler:
         told = {hold.job_id: hold for hold in plan.holds}
         ids = {job.id for job in looked_at}
         done = False
-        for lane in planned.open_lanes(hosts):
-            free = planned.free_in(lane, hosts) if self._queue.count_in(lane) else []
+        for lane, roomy in planned.open_lanes(hosts).items():
+            free = planned.free_in(lane, roomy) if self._queue.count_in(lane) else []
             left = planned.hold(lane, free, told, ids, now) if free else []
             for job in left:
                 for decision in self._plan(self._fallback, [job], free, now):

@@ -2,6 +2,12 @@
 
 The scheduler by itself, without sockets and on its thread's own clock: as many hosts, jobs that
 wait and models as asked for, and at each step a job that ends and one that comes.
+
+Three cases. Jobs wait: more than the hosts, of one slot each, can take. `free`: hosts of four slots
+and of speeds that differ by up to three, half of the slots busy, all models in memory, and only the
+calls count that find nobody waiting. `held`: hosts of one slot, half
+of them busy and very unequal, so that many a job waits for a better one beside an idle one, and
+takes a plan.
 """
 
 from __future__ import annotations
@@ -28,12 +34,21 @@ from sollol_proxy.core.types import (
     Job,
     JobKind,
     Observation,
+    ResidentModel,
 )
 from sollol_proxy.errors import ConfigError
 from sollol_proxy.lab.bench_command import json_file, write_line
 from sollol_proxy.lab.simulate_report import aligned, quantile
 
-DEFAULT_SIZES = "8x0,8x32,200x1000"
+FREE, HELD = "free", "held"
+
+DEFAULT_SIZES = "8xfree,8xheld,8x32,200x1000"
+
+FREE_SLOTS = 4
+
+SPEEDS = (5.0, 120.0)
+FREE_SPEEDS = (40.0, 120.0)
+"""Output tokens a second of the slowest and the fastest host."""
 WARM_STEPS_A_HOST = 12
 """Steps before the measured ones, so that every host has been measured with most models."""
 
@@ -43,22 +58,45 @@ SERVICE_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What is measured. waiting: jobs beside those in flight; 0 = slots are free."""
+    """What is measured. waiting: jobs beside those in flight, or `FREE`, or `HELD`."""
 
     policy: str
     hosts: int
-    waiting: int
+    waiting: int | str
     models: int
+
+    @property
+    def slots(self) -> int:
+        """Of each host."""
+        return FREE_SLOTS if self.waiting == FREE else 1
+
+    @property
+    def speeds(self) -> tuple[float, float]:
+        """Of the slowest and the fastest host."""
+        return FREE_SPEEDS if self.waiting == FREE else SPEEDS
+
+    @property
+    def max_models(self) -> int:
+        """In memory of each host at once."""
+        return self.models if self.waiting == FREE else 3
+
+    @property
+    def jobs(self) -> int:
+        """In flight or waiting at once."""
+        if isinstance(self.waiting, int):
+            return self.hosts + self.waiting
+        return max(self.hosts * self.slots // 2, 1)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to a parser."""
     parser.add_argument(
         "--sizes",
-        metavar="HOSTSxWAITING,...",
+        metavar="HOSTSxWAITING|free|held,...",
         type=_sizes,
         default=_sizes(DEFAULT_SIZES),
-        help=f"hosts and waiting jobs; default {DEFAULT_SIZES}",
+        help="hosts and waiting jobs, or free: slots are free and nobody waits, or held: jobs wait "
+        f"beside free slots; default {DEFAULT_SIZES}",
     )
     parser.add_argument(
         "--models", metavar="N,...", type=_numbers, default=(1, 6), help="asked for; default 1,6"
@@ -117,13 +155,13 @@ def measure(case: Case, steps: int) -> dict[str, Any]:
     gc.collect()
     for _ in range(steps):
         pool.step()
-    taken_s = sorted(pool.taken_s)
+    taken_s = sorted(pool.taken_s) or [0.0]
     return {
         "policy": case.policy,
         "hosts": case.hosts,
         "waiting": case.waiting,
         "models": case.models,
-        "decisions": len(taken_s),
+        "decisions": len(pool.taken_s),
         "p50_us": round(quantile(taken_s, 0.5) * 1e6, 1),
         "p99_us": round(quantile(taken_s, 0.99) * 1e6, 1),
         "mean_us": round(sum(taken_s) / len(taken_s) * 1e6, 1),
@@ -131,7 +169,7 @@ def measure(case: Case, steps: int) -> dict[str, Any]:
 
 
 class _Pool:
-    """A scheduler with hosts of one slot, kept as busy as the case says."""
+    """A scheduler with hosts that are kept as busy as the case says."""
 
     def __init__(self, case: Case) -> None:
         self.taken_s: list[float] = []
@@ -139,11 +177,16 @@ class _Pool:
         self._now = 0.0
         self._case = case
         self._models = [f"model-{number}:latest" for number in range(case.models)]
-        self._speeds = {f"host-{number}": rng.uniform(5, 120) for number in range(case.hosts)}
+        self._speeds = {f"host-{number}": rng.uniform(*case.speeds) for number in range(case.hosts)}
         self._jobs: dict[str, Job] = {}
         self._running: dict[str, str] = {}
         specs = [
-            HostSpec(id=host, url=f"http://{host}:11434", slots=1, max_models=3)
+            HostSpec(
+                id=host,
+                url=f"http://{host}:11434",
+                slots=case.slots,
+                max_models=case.max_models,
+            )
             for host in self._speeds
         ]
         installed = {
@@ -155,15 +198,21 @@ class _Pool:
         self._scheduler = Scheduler(
             specs,
             make_policy(case.policy, rng),
-            SchedulerRules(max_waiting=case.hosts + case.waiting + 1),
+            SchedulerRules(max_waiting=case.jobs + 1),
             rng=rng,
             now=0.0,
         )
         for host in self._speeds:
-            report = HostReport(host, ok=True, version="0.12.0", installed=installed, resident={})
+            resident = {
+                name: ResidentModel(name, digest=name, size_bytes=model.size_bytes)
+                for name, model in installed.items()
+                if case.waiting == FREE
+            }
+            report = HostReport(
+                host, ok=True, version="0.12.0", installed=installed, resident=resident
+            )
             self._scheduler.report(report, 0.0)
-        busy = case.hosts // 2 if not case.waiting else case.hosts + case.waiting
-        for _ in range(busy):
+        for _ in range(case.jobs):
             self._arrive()
 
     def step(self) -> None:
@@ -186,7 +235,7 @@ class _Pool:
         self._arrive()
 
     def _arrive(self) -> None:
-        number = len(self.taken_s) + self._rng.getrandbits(60)
+        number = self._rng.getrandbits(60)
         job = Job(
             id=f"job-{number}",
             kind=JobKind.GENERATE,
@@ -196,25 +245,29 @@ class _Pool:
             prompt_tokens_est=self._rng.randrange(20, 3000),
             stream=True,
         )
-        self._jobs[job.id] = job
         self._time(lambda: self._scheduler.submit(job, self._now))
+        self._jobs[job.id] = job
 
     def _time(self, call: Callable[[], list[Effect]]) -> None:
+        counts = self._case.waiting != FREE or len(self._jobs) == len(self._running)
         before_s = thread_time()
         effects = call()
-        self.taken_s.append(thread_time() - before_s)
+        taken_s = thread_time() - before_s
+        if counts:
+            self.taken_s.append(taken_s)
         for effect in effects:
             if isinstance(effect, Dispatch):
                 self._running[effect.decision.job_id] = effect.decision.host_id
 
 
-def _sizes(value: str) -> list[tuple[int, int]]:
-    sizes = []
+def _sizes(value: str) -> list[tuple[int, int | str]]:
+    sizes: list[tuple[int, int | str]] = []
     for part in value.split(","):
         hosts, _, waiting = part.strip().partition("x")
-        if not (hosts.isdecimal() and waiting.isdecimal() and int(hosts) > 0):
+        is_known = waiting in (FREE, HELD) or (waiting.isdecimal() and int(waiting) > 0)
+        if not (hosts.isdecimal() and int(hosts) > 0 and is_known):
             raise argparse.ArgumentTypeError(f"{part!r} is not HOSTSxWAITING, such as 8x32")
-        sizes.append((int(hosts), int(waiting)))
+        sizes.append((int(hosts), int(waiting) if waiting.isdecimal() else waiting))
     return sizes
 
 

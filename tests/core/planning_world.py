@@ -116,7 +116,7 @@ class Watched(CompletionTime):
 class World:
     """One history. steps: calls of the scheduler so far."""
 
-    def __init__(self, seed: int, lies: Lies) -> None:
+    def __init__(self, seed: int, lies: Lies, policy: Watched | None = None) -> None:
         self.rng = rng = Random(seed)
         self.lies = lies
         self.now = 0.0
@@ -129,7 +129,7 @@ class World:
         self.arrived = 0
         self.specs = [self._spec(f"h{number}") for number in range(rng.randint(1, 4))]
         self.speeds = {host.id: 10 ** rng.uniform(0.7, 2.0) for host in self.specs}
-        self.policy = Watched()
+        self.policy = Watched() if policy is None else policy
         rules = SchedulerRules(
             max_waiting=10, ageing_s=AGEING_S, health=HealthRules(eject_after=2, backoff_s=2.0)
         )

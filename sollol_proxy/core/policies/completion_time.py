@@ -16,10 +16,10 @@ from random import Random
 
 from sollol_proxy.core.policies.base import HostView, Plan, Planner
 from sollol_proxy.core.policies.explain import Price, Priced, RunnersUp, reason_for
-from sollol_proxy.core.policies.layout import Wish
 from sollol_proxy.core.policies.lone import best_host
 from sollol_proxy.core.policies.outlook import LoadPrices
 from sollol_proxy.core.policies.scene import Options, Scene, Views, best_of, idle_times, least_s
+from sollol_proxy.core.policies.slots import Wish
 from sollol_proxy.core.queue import NO_SHIFT, Shift
 from sollol_proxy.core.types import Decision, Job
 
@@ -46,7 +46,7 @@ class CompletionTime(Planner):
         boost_s = self.options.boost_s if self.boost_s is None else self.boost_s
         if boost_s <= 0:
             return NO_SHIFT
-        service_s = least_s(self._kept(), job, hosts)
+        service_s = least_s(self._kept(), job, hosts, self.options.large_pool)
         if service_s is None:
             service_s = boost_s
         across_s = min(boost_s, self.options.boost_across_s)
@@ -58,7 +58,9 @@ class CompletionTime(Planner):
         decisions = [self._decide(scene, *start) for start in scene.starts()]
         # Where fewer go than hosts were looked at for each, the others would not help either.
         is_partial = scene.is_partial and len(decisions) >= self.options.looked_at_hosts
-        return Plan(decisions, scene.holds(), is_partial=is_partial)
+        holds = scene.holds()
+        scene.close()
+        return Plan(decisions, holds, is_partial=is_partial)
 
     def place_at_once(self, job: Job, hosts: Sequence[HostView], now: float) -> Decision | None:
         """See `Planner.place_at_once`; nothing where only a whole plan can tell."""

@@ -103,11 +103,12 @@ def price_on(
 ) -> Price:
     """What the job would cost on a host where it is first in line. tokens: it is to write."""
     view = host.view
-    matched = load_s = blocking_s = eviction_s = 0.0
+    matched, load_s, blocking_s, eviction_s = 0, 0.0, 0.0, 0.0
     if row.token in host.held:
         # Beside a full host's wait a load that is under way is over before the job's turn.
-        load_s = host.loading_s(job.model) if host.free() > 0 else 0.0
-        matched = memory.affinity.matched_tokens(view.spec.id, job)
+        load_s = host.loading_s(job.model) if view.loading and host.free() > 0 else 0.0
+        if job.prefix:
+            matched = memory.affinity.matched_tokens(view.spec.id, job)
     else:
         step = host.step(host.held, row.token)
         wait_s, load_s, eviction_s = max(wait_s, step.drain_s), step.load_s, step.eviction_s

@@ -6,6 +6,7 @@ not depend on the moment is kept by host, with the host's `changes` as its date.
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Iterator, Sequence
 from math import inf
 from typing import NamedTuple
@@ -73,7 +74,7 @@ def token_of(view: HostView, model: str) -> str:
 
 def name_of(token: str) -> str:
     """The model's name in a token."""
-    return token.partition(SEPARATOR)[0]
+    return token.partition(SEPARATOR)[0] if SEPARATOR in token else token
 
 
 class LaneRates:
@@ -117,18 +118,14 @@ class LaneRates:
         if not view.is_eligible(job):
             return None
         needs_load = view.needs_load(job)
-        resident = view.runner(model)
-        if resident is not None and not needs_load:
+        if not needs_load and (resident := view.runner(model)) is not None:
             token = token_of(view, resident.name)
         else:
             token = f"{model}{SEPARATOR}{job.options_key}" if job.options_key else model
         slowed = slow_down(view, model, joins=True) if joins else slow_down_after(view, model)
         harm = 0.0
         if joins and view.in_flight:
-            others = sum(
-                count for other, count in view.in_flight_by_model.items() if other != model
-            )
-            harm = others / slowed
+            harm = (view.in_flight - view.in_flight_by_model.get(model, 0)) / slowed
         pace = self._memory.pace(view.spec.id, model, size_bytes(view, model))
         return Row(
             token,
@@ -147,6 +144,8 @@ class LaneRates:
 class _Table:
     """A lane's rows over a whole pool, by place: what choosing among many hosts needs of them.
 
+    load_s: inf = the lane's jobs may not go there. least_prefill_s, least_decode_s: not more than
+        any of them.
     seen: how far it has followed the log of changes. guesses: places where it rests on guesses.
     """
 
@@ -161,6 +160,7 @@ class _Table:
         self.prefill_s = [0.0] * len(hosts)
         self.decode_s = [0.0] * len(hosts)
         self.load_s = [0.0] * len(hosts)
+        self.least_prefill_s = self.least_decode_s = inf
         for place, host in enumerate(hosts):
             self.renew(place, host)
 
@@ -172,10 +172,26 @@ class _Table:
         else:
             self.prefill_s[place], self.decode_s[place] = row.prefill_s, row.decode_s
             self.load_s[place] = row.load_s
+            self.least_prefill_s = min(self.least_prefill_s, row.prefill_s)
+            self.least_decode_s = min(self.least_decode_s, row.decode_s)
         if self._memory.is_guess(host.spec.id):
             self.guesses.add(place)
         else:
             self.guesses.discard(place)
+
+    def alone_s(self, prompt: float, tokens: float) -> list[float]:
+        """Seconds to read and write so many tokens on each host of the lane."""
+        return [
+            prompt * prefill_s + tokens * decode_s
+            for prefill_s, decode_s, load_s in zip(
+                self.prefill_s, self.decode_s, self.load_s, strict=True
+            )
+            if load_s < inf
+        ]
+
+
+_NEARLY = 1 - 1e-9
+"""Makes a sum a bound that rounding cannot break."""
 
 
 class Survey:
@@ -188,33 +204,33 @@ class Survey:
         self._memory = memory
         self._hosts: list[HostView] = []
         self._dates: list[int] = []
+        self._stale: set[int] = set()
+        """Places whose end has to be worked out again."""
         self._waits_s: list[float] = []
         self._frees_s: list[float] = []
+        self._free: list[int] = []
+        self._busy: list[int] = []
+        """Places, the soonest free first."""
         self._log: list[int] = []
         self._tables: dict[LaneRates, _Table] = {}
 
     def begin(self, hosts: Sequence[HostView], now: float) -> None:
         """A plan is made over these hosts."""
-        if len(self._log) > _MAX_LOG or self._hosts != list(hosts):
-            self._hosts, self._log, self._tables = list(hosts), [], {}
-            self._dates, self._frees_s = [0] * len(hosts), [0.0] * len(hosts)
-        dates, frees_s = self._dates, self._frees_s
-        changed = [
-            place
-            for place, (host, date) in enumerate(zip(hosts, dates, strict=True))
-            if host.changes != date
-        ]
-        self._log += changed
-        for place in changed:
+        self._follow(hosts)
+        frees_s = self._frees_s
+        for place in self._stale:
             host = hosts[place]
-            dates[place] = host.changes
             is_full = host.in_flight >= host.concurrency
             # An end once expected is kept until the host changes or the end is overdue.
             frees_s[place] = now + soonest_s(self._memory, host, now) if is_full else -inf
+        self._stale.clear()
         for place, free_s in enumerate(frees_s):
             if -inf < free_s <= now:
                 frees_s[place] = now + soonest_s(self._memory, hosts[place], now)
-        self._waits_s = [max(free_s - now, 0.0) for free_s in frees_s]
+        self._waits_s = waits_s = [free_s - now if free_s > now else 0.0 for free_s in frees_s]
+        self._free = [place for place, wait_s in enumerate(waits_s) if not wait_s]
+        self._busy = [place for place, wait_s in enumerate(waits_s) if wait_s]
+        self._busy.sort(key=waits_s.__getitem__)
 
     def promising(
         self, rates: LaneRates, few: int, *, prompt: float, tokens: float
@@ -224,6 +240,55 @@ class Survey:
         few: of each. prompt, tokens: to read and to write.
         Returns their ids, and whether free ones were left out.
         """
+        table, waits_s = self._table(rates), self._waits_s
+        prefills_s, decodes_s, loads_s = table.prefill_s, table.decode_s, table.load_s
+        free = [
+            (prompt * prefills_s[place] + tokens * decodes_s[place] + loads_s[place], place)
+            for place in self._free
+            if loads_s[place] < inf
+        ]
+        free.sort()
+        least_s = (prompt * table.least_prefill_s + tokens * table.least_decode_s) * _NEARLY
+        busy: list[tuple[float, int]] = []
+        for place in self._busy:
+            wait_s = waits_s[place]
+            if len(busy) >= few and wait_s * _NEARLY + least_s > busy[-1][0]:
+                break
+            time_s = wait_s + prompt * prefills_s[place] + tokens * decodes_s[place]
+            time_s += loads_s[place]
+            if time_s < inf and (len(busy) < few or (time_s, place) < busy[-1]):
+                insort(busy, (time_s, place))
+                del busy[few:]
+        hosts = self._hosts
+        return {hosts[place].spec.id for _, place in free[:few] + busy}, len(free) > few
+
+    def alone_s(
+        self, rates: LaneRates, hosts: Sequence[HostView], prompt: float, tokens: float
+    ) -> list[float]:
+        """Seconds to read and write so many tokens on each of these hosts that may."""
+        self._follow(hosts)
+        return self._table(rates).alone_s(prompt, tokens)
+
+    def _follow(self, hosts: Sequence[HostView]) -> None:
+        """See which hosts have changed."""
+        if len(self._log) > _MAX_LOG or self._hosts != list(hosts):
+            self._hosts, self._log, self._tables = list(hosts), [], {}
+            self._dates, self._frees_s = [0] * len(hosts), [0.0] * len(hosts)
+            self._stale.clear()
+        dates = self._dates
+        changed = [
+            place
+            for place, (host, date) in enumerate(zip(hosts, dates, strict=True))
+            if host.changes != date
+        ]
+        if changed:
+            self._log += changed
+            self._stale.update(changed)
+            for place in changed:
+                dates[place] = hosts[place].changes
+
+    def _table(self, rates: LaneRates) -> _Table:
+        """The rows of a lane as they are now."""
         table = self._tables.get(rates)
         if table is None:
             if len(self._tables) >= MAX_LANES:
@@ -236,29 +301,7 @@ class Survey:
         for place in stale:
             table.renew(place, self._hosts[place])
         table.seen = len(self._log)
-        waits_s = self._waits_s
-        times = [
-            wait_s + prompt * prefill_s + tokens * decode_s + load_s
-            for wait_s, prefill_s, decode_s, load_s in zip(
-                waits_s, table.prefill_s, table.decode_s, table.load_s, strict=True
-            )
-        ]
-        best: set[str] = set()
-        free = busy = 0
-        for place in sorted(range(len(times)), key=times.__getitem__):
-            if times[place] == inf:
-                break
-            if waits_s[place]:
-                busy += 1
-                is_one = busy <= few
-            else:
-                free += 1
-                is_one = free <= few
-            if is_one:
-                best.add(self._hosts[place].spec.id)
-            elif busy > few and free > few:
-                break
-        return best, free > few
+        return table
 
 
 class LaneBook:

@@ -13,10 +13,19 @@ This is the hot path of a decision, hence the flat records and the one long loop
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from math import inf
-from typing import NamedTuple
+
+from sollol_proxy.core.policies.slots import (
+    NO_TOKENS,
+    NOBODY,
+    Held,
+    Placed,
+    Slot,
+    Step,
+    Wish,
+)
 
 TIE_RATIO = 0.999
 """A place has to be better by a thousandth: no measured figure is more exact."""
@@ -25,118 +34,10 @@ IMPROVED = 8
 """Jobs that are laid out twice. Measured in simulation: to do so with all gains nothing, since the
 later ones are laid out again before their turn."""
 
-Held = tuple[str, ...]
-"""Runners in a host's memory, by token: a model's name, or name and options."""
-
-
-State = tuple[float, Held, float]
-"""A slot between two jobs: when, what is in memory, costs so far."""
-
-_Placed = tuple[float, float, float, str]
-"""A job on a slot's host: seconds there, age and seconds as felt, weight, token."""
-
-
-class Step(NamedTuple):
-    """What it takes to bring a runner into memory.
-
-    load_s: waited for. price_s: not waited for by the job: what it costs others.
-    drain_s: not before this moment, since something that has to go is still in use.
-    eviction_s: the part of the price for what has to be loaded again by and by.
-    """
-
-    held: Held
-    load_s: float
-    price_s: float
-    drain_s: float
-    eviction_s: float = 0.0
-
-
-class Wish:
-    """A waiting job. By host index: seconds without a load (None = not there), token of its runner.
-
-    order: its place in the queue. weight: of its time against that of others.
-    felt_s: as own_s, with a price on what others on the host lose by it.
-    loads_s: what a load there adds to felt_s at least; 0 = the runner is in memory.
-    slots: those it may go to, the most promising first; of alike ones of a host, all.
-    """
-
-    __slots__ = ("age_s", "felt_s", "loads_s", "order", "own_s", "slots", "tokens", "weight")
-
-    def __init__(
-        self,
-        order: int,
-        weight: float,
-        age_s: float,
-        own_s: Sequence[float | None],
-        felt_s: Sequence[float | None],
-        tokens: Sequence[str],
-        loads_s: Sequence[float],
-    ) -> None:
-        self.order = order
-        self.weight = weight
-        self.age_s = age_s
-        self.own_s = own_s
-        self.felt_s = felt_s
-        self.tokens = tokens
-        self.loads_s = loads_s
-        self.slots: Sequence[Slot] = ()
-
-
-class Slot:
-    """One unit of a host's concurrency, and what is planned for it.
-
-    host: its index. step: how the host brings a runner into memory.
-    ready_s: moment from which a runner may be used beside what runs there; absent = at once.
-    most: jobs that may be planned here. placed: of `wishes`, what walking them needs.
-    runs: runners that have been planned here.
-    slopes, bends: by place, how the jobs from there on gain cost with each second they are
-        delayed, and with its square.
-    """
-
-    __slots__ = (
-        "bends",
-        "host",
-        "most",
-        "placed",
-        "ready_s",
-        "runs",
-        "slopes",
-        "states",
-        "step",
-        "wishes",
-    )
-
-    def __init__(
-        self,
-        host: int,
-        at_s: float,
-        held: Held,
-        step: Callable[[Held, str], Step],
-        ready_s: dict[str, float],
-        most: int,
-    ) -> None:
-        self.host = host
-        self.step = step
-        self.ready_s = ready_s
-        self.most = most
-        self.wishes: list[Wish] = []
-        self.placed: list[_Placed] = []
-        self.runs: set[str] = set()
-        self.states: list[State] = [(at_s, held, 0.0)]
-        self.slopes = [0.0]
-        self.bends = [0.0]
-
-    def turn_s(self, index: int) -> float:
-        """When the i-th job begins."""
-        at_s, held, _ = self.states[index]
-        token = self.placed[index][3]
-        if token not in held:
-            at_s = max(at_s, self.step(held, token).drain_s)
-        return max(at_s, self.ready_s.get(token, 0.0)) if self.ready_s else at_s
-
-    def end_s(self, index: int) -> float:
-        """When the i-th job ends."""
-        return self.states[index + 1][0]
+_Start = tuple[Slot, int, str, float, bool, bool]
+"""For the jobs of a lane: a slot, its host, the runner's token there, at least so many seconds as
+felt before a job that comes first, whether the runner is in use then so that it has to wait
+besides, and whether it is in memory."""
 
 
 class Layout:
@@ -146,6 +47,8 @@ class Layout:
         self._price = price
         self._power = power
         self._where: dict[int, Slot] = {}
+        self._starts: dict[int, tuple[Sequence[Slot], list[_Start]]] = {}
+        """By the identity of the slots, which are those of a lane."""
 
     def fill(self, wishes: Sequence[Wish], *, improve: bool) -> None:
         """Lay out jobs, given in queue order: the last first.
@@ -177,6 +80,7 @@ class Layout:
             slot.wishes.insert(index, wish)
             slot.placed.insert(index, _placed(wish, slot.host))
             slot.runs.add(wish.tokens[slot.host])
+            slot.first = slot.wishes[0].order if len(slot.wishes) < slot.most else -1
             self._walk(slot, index)
             self._where[wish.order] = slot
 
@@ -187,103 +91,126 @@ class Layout:
         all begin later by the job's own time, and the power is so near to 1 that two terms are
         all there is to it. Else the sequence is walked.
 
-        A slot where the job alone would already feel too much is passed over, unless it may save
-        another one a load there; where it would come first, so is one where what the others lose
-        is too much beside that. No power is needed for it: one of at least 1 is convex, so the
-        job's cost is nowhere below its tangent (`steep`) at what it feels on the best slot so far.
+        A slot where the job alone would already feel too much (`limit_s`) is passed over, unless
+        it may save another one a load there; where it would come first, so is one where what the
+        others lose is too much beside that. No power is needed for it: one of at least 1 is
+        convex, so the job's cost is nowhere below its tangent (`steep`) at what it feels on the
+        best slot so far.
         """
-        best, chosen, at = inf, None, 0
-        price, power, weight, age_s = self._price, self._power, wish.weight, wish.age_s
-        own, felt, tokens = wish.own_s, wish.felt_s, wish.tokens
-        loads, order, steep, offset = wish.loads_s, wish.order, 0.0, -inf
-        for slot in wish.slots:
-            host, wishes, runs = slot.host, slot.wishes, slot.runs
-            at_s, held, _ = slot.states[0]
-            token, base_s, own_s = tokens[host], age_s + (felt[host] or 0.0), own[host] or 0.0
-            beyond = steep * (base_s + price * at_s + loads[host]) + offset
-            if beyond >= 0 and token not in runs:
+        best = enough = limit_s = inf
+        chosen, at, steep = None, 0, 0.0
+        power, weight, age_s, order = self._power, wish.weight, wish.age_s, wish.order
+        own, felt = wish.own_s, wish.felt_s
+        for slot, host, token, before_s, is_late, is_held in self._starts_of(wish):
+            feels_s = age_s + felt[host] + before_s
+            if feels_s >= limit_s and token not in slot.loaded:
                 continue
-            is_first = not wishes or (
-                order < wishes[0].order
-                and len(wishes) < slot.most
-                and (len(runs) < 2 or token not in runs)
-            )
-            if not is_first:
-                for index in _places(slot, wish, token):
-                    growth = self._growth_at(slot, wish, index, token, best)
-                    if growth < best * TIE_RATIO:
-                        best, chosen, at = growth, slot, index
-                        steep, offset = self._tangent(best, weight)
+            if order > slot.first or is_late or token in slot.ends:
+                growth, index = self._best_in(slot, wish, token, best, steep, limit_s)
+                if index is not None:
+                    best, enough, chosen, at = growth, growth * TIE_RATIO, slot, index
+                    steep, limit_s = self._tangent(growth, weight)
                 continue
-            if token not in held:
-                if beyond + slot.slopes[0] * own_s >= 0 and token not in runs:
+            own_s = own[host]
+            if not is_held:
+                least = slot.slope * own_s + steep * (feels_s - limit_s)
+                if least >= 0 and token not in slot.loaded:
                     continue
-                growth = self._growth_with_load(slot, wish, 0, best)
-                if growth < best * TIE_RATIO:
-                    best, chosen, at = growth, slot, 0
-                    steep, offset = self._tangent(best, weight)
+                step = slot.step(slot.states[0][1], token)
+                growth = self._growth_with_load(slot, wish, 0, step, best)
+                if growth < enough:
+                    best, enough, chosen, at = growth, growth * TIE_RATIO, slot, 0
+                    steep, limit_s = self._tangent(growth, weight)
                 continue
-            loses = (slot.slopes[0] + slot.bends[0] * own_s) * own_s
-            if beyond + loses >= 0:
+            loses = (slot.slope + slot.bend * own_s) * own_s
+            if loses + steep * (feels_s - limit_s) >= 0:
                 continue
-            if slot.ready_s:
-                at_s = max(at_s, slot.ready_s.get(token, 0.0))
-            feels_s = base_s + price * at_s
             cost: float = weight * feels_s**power
             growth = cost + loses
-            if growth < best * TIE_RATIO:
-                best, chosen, at = growth, slot, 0
+            if growth < enough:
+                best, enough, chosen, at = growth, growth * TIE_RATIO, slot, 0
                 if power >= 1 and feels_s > 0:
                     steep = power * cost / feels_s
-                    offset = cost - steep * feels_s - best
+                    limit_s = feels_s + loses / steep
         return chosen, at
 
-    def _tangent(self, best: float, weight: float) -> tuple[float, float]:
-        """Of the cost of a job by the seconds that it feels, where it is `best`: slope, offset.
+    def _starts_of(self, wish: Wish) -> list[_Start]:
+        """The slots that a job may go to, equal for all jobs of a lane."""
+        known = self._starts.get(id(wish.slots))
+        if known is None:
+            known = self._starts[id(wish.slots)] = wish.slots, self._make_starts(wish)
+        return known[1]
 
-        The offset is taken against `best` as well. Where there is none, nothing is ever beyond it.
+    def _make_starts(self, wish: Wish) -> list[_Start]:
+        price, starts = self._price, list[_Start]()
+        for slot in wish.slots:
+            host, (at_s, held, _) = slot.host, slot.states[0]
+            token, before_s = wish.tokens[host], price * at_s
+            is_late = bool(slot.ready_s) and slot.ready_s.get(token, 0.0) > at_s
+            is_held = token in held
+            if not is_held:
+                before_s += wish.loads_s[host]
+            starts.append((slot, host, token, before_s, is_late, is_held))
+        return starts
+
+    def _tangent(self, best: float, weight: float) -> tuple[float, float]:
+        """Of the cost of a job by the seconds that it feels, where it is `best`: slope, seconds.
+
+        Where there is none, nothing is ever too much.
         """
         if self._power < 1 or best <= 0:
-            return 0.0, -inf
+            return 0.0, inf
         limit_s = (best / weight) ** (1 / self._power)
-        steep = self._power * best / limit_s
-        return steep, -steep * limit_s
+        return self._power * best / limit_s, limit_s
 
-    def _growth_at(self, slot: Slot, wish: Wish, index: int, token: str, best: float) -> float:
-        """The growth at a place, or `best` where it is at least as large."""
-        at_s, held, _ = slot.states[index]
-        if token not in held:
-            return self._growth_with_load(slot, wish, index, best)
-        if slot.ready_s:
-            at_s = max(at_s, slot.ready_s.get(token, 0.0))
-        own_s = wish.own_s[slot.host] or 0.0
-        felt_s = wish.age_s + (wish.felt_s[slot.host] or 0.0) + self._price * at_s
-        cost: float = wish.weight * felt_s**self._power
-        return cost + (slot.slopes[index] + slot.bends[index] * own_s) * own_s
+    def _best_in(
+        self, slot: Slot, wish: Wish, token: str, best: float, steep: float, limit_s: float
+    ) -> tuple[float, int | None]:
+        """The least growth in a slot where the job may come behind others, and its place there.
 
-    def _growth_with_load(self, slot: Slot, wish: Wish, index: int, best: float) -> float:
+        best: of other slots. None = nothing here is better.
+        """
+        at, enough = None, best * TIE_RATIO
+        own_s, base_s = wish.own_s[slot.host], wish.age_s + wish.felt_s[slot.host]
+        for index in _places(slot, wish, token):
+            at_s, held, _ = slot.states[index]
+            if token in held:
+                if slot.ready_s:
+                    at_s = max(at_s, slot.ready_s.get(token, 0.0))
+                feels_s, behind = base_s + self._price * at_s, ~index
+                loses = (slot.slopes[behind] + slot.bends[behind] * own_s) * own_s
+                if loses + steep * (feels_s - limit_s) >= 0:
+                    continue
+                growth: float = wish.weight * feels_s**self._power + loses
+            else:
+                step = slot.step(held, token)
+                growth = self._growth_with_load(slot, wish, index, step, best)
+            if growth < enough:
+                best, enough, at = growth, growth * TIE_RATIO, index
+        return best, at
+
+    def _growth_with_load(
+        self, slot: Slot, wish: Wish, index: int, step: Step, best: float
+    ) -> float:
         """The growth, or `best` where it is at least as large."""
-        host = slot.host
-        token = wish.tokens[host]
-        at_s, held, _ = slot.states[index]
-        step = slot.step(held, token)
-        if step.drain_s > at_s:
-            at_s = step.drain_s
-        own_s = (wish.own_s[host] or 0.0) + step.load_s
-        felt_s = (wish.felt_s[host] or 0.0) + step.load_s + step.price_s
+        host, at_s = slot.host, slot.states[index][0]
+        _, load_s, price_s, drain_s, _ = step
+        if drain_s > at_s:
+            at_s = drain_s
+        felt_s = wish.felt_s[host] + load_s + price_s
         cost: float = (wish.age_s + self._price * at_s + felt_s) ** self._power
-        least = wish.weight * cost + slot.slopes[index] * own_s
+        least = wish.weight * cost + slot.slopes[~index] * (wish.own_s[host] + load_s)
         if index == len(slot.wishes):
             return least
         # Those behind only lose, unless one of them needs the same runner and saves its load.
-        if least >= best and (
-            token not in slot.runs or all(each[3] != token for each in slot.placed[index:])
-        ):
-            return best
+        if least >= best:
+            token = wish.tokens[host]
+            if token not in slot.runs or all(each[3] != token for each in slot.placed[index:]):
+                return best
         return self.growth(slot, wish, index)
 
     def _after(
-        self, slot: Slot, placed: _Placed, at_s: float, held: Held, total: float
+        self, slot: Slot, placed: Placed, at_s: float, held: Held, total: float
     ) -> tuple[float, Held, float, float]:
         """The slot's state behind a job that follows such a state, and what the job felt."""
         own_s, felt_s, weight, token = placed
@@ -301,30 +228,40 @@ class Layout:
 
     def _take_out(self, wish: Wish) -> None:
         slot = self._where.pop(wish.order, None)
-        if slot is not None:
-            index = slot.wishes.index(wish)
-            del slot.wishes[index], slot.placed[index]
-            self._walk(slot, index)
+        if slot is None:
+            return
+        index = slot.wishes.index(wish)
+        del slot.wishes[index], slot.placed[index]
+        slot.first = slot.wishes[0].order if slot.wishes else NOBODY
+        self._walk(slot, index)
 
     def _walk(self, slot: Slot, index: int) -> None:
         """Work the states out anew from the i-th job on, and the slopes."""
-        states, placed, is_ready = slot.states, slot.placed, not slot.ready_s
+        placed, is_ready = slot.placed, not slot.ready_s
         price, power = self._price, self._power
-        old_slope, old_bend = slot.slopes[index], slot.bends[index]
-        del states[index + 1 :]
-        at_s, held, total = states[index]
+        state = slot.states[index]
+        states, (at_s, held, total) = [state], state
         rise, bent = power * price, (power - 1) * price / 2
         slopes: list[float] = []
         bends: list[float] = []
-        for each in placed[index:] if index else placed:
-            own_s, base_s, weight, token = each
+        loaded, ends, last = NO_TOKENS, NO_TOKENS, ""
+        if index:
+            loaded, ends, last = slot.loaded, slot.ends, placed[index - 1][3]
+        for own_s, base_s, weight, token in placed[index:] if index else placed:
+            if token != last:
+                if last:
+                    ends = ends | {last}
+                last = token
             if is_ready and token in held:
                 felt_s = base_s + price * at_s
                 cost: float = weight * felt_s**power
                 total += cost
                 at_s += own_s
             else:
+                if token not in held:
+                    loaded = loaded | {token}
                 before = total
+                each = own_s, base_s, weight, token
                 at_s, held, total, felt_s = self._after(slot, each, at_s, held, total)
                 cost = total - before
             states.append((at_s, held, total))
@@ -332,18 +269,19 @@ class Layout:
             slopes.append(slope)
             bends.append(bent * slope / (felt_s + 0.5))
         # By place, what all from there on lose.
-        slopes = [*accumulate(reversed(slopes), initial=0.0)][::-1]
-        bends = [*accumulate(reversed(bends), initial=0.0)][::-1]
+        slopes = [*accumulate(reversed(slopes), initial=0.0)]
+        bends = [*accumulate(reversed(bends), initial=0.0)]
         if index:
-            more, bent_more = slopes[0] - old_slope, bends[0] - old_bend
-            slopes = [old + more for old in slot.slopes[:index]] + slopes
-            bends = [old + bent_more for old in slot.bends[:index]] + bends
-        slot.slopes, slot.bends = slopes, bends
+            more, bent_more = slopes[-1] - slot.slopes[~index], bends[-1] - slot.bends[~index]
+            slopes += [old + more for old in slot.slopes[len(slot.slopes) - index :]]
+            bends += [old + bent_more for old in slot.bends[len(slot.bends) - index :]]
+            states = slot.states[:index] + states
+        slot.states, slot.slopes, slot.bends = states, slopes, bends
+        slot.slope, slot.bend, slot.loaded, slot.ends = slopes[-1], bends[-1], loaded, ends
 
 
-def _placed(wish: Wish, host: int) -> _Placed:
-    own_s, felt_s = wish.own_s[host] or 0.0, wish.felt_s[host] or 0.0
-    return own_s, wish.age_s + felt_s, wish.weight, wish.tokens[host]
+def _placed(wish: Wish, host: int) -> Placed:
+    return wish.own_s[host], wish.age_s + wish.felt_s[host], wish.weight, wish.tokens[host]
 
 
 _FIRST = (0,)
@@ -361,10 +299,12 @@ def _places(slot: Slot, wish: Wish, token: str) -> Sequence[int]:
         first += 1
     if count < 2 or token not in slot.runs or len(slot.runs) < 2:
         return (first,) if first else _FIRST
-    host = slot.host
+    tokens = [each[3] for each in slot.placed]
+    if token not in tokens:
+        return (first,)
     ends = [
         index
         for index in range(1, count)
-        if index != first and wishes[index - 1].tokens[host] == token != wishes[index].tokens[host]
+        if tokens[index - 1] == token != tokens[index] and index != first
     ]
     return (first, *ends)

@@ -16,7 +16,8 @@ from sollol_proxy.core.policies.explain import Price, Priced
 from sollol_proxy.core.policies.lanes import Row
 from sollol_proxy.core.policies.layout import TIE_RATIO
 from sollol_proxy.core.policies.outlook import Moment
-from sollol_proxy.core.policies.scene import EQUAL_RATIO, Options, Views, work_of
+from sollol_proxy.core.policies.scene import EQUAL_RATIO, Options, Views
+from sollol_proxy.core.predict import work_of
 from sollol_proxy.core.types import Job, JobKind
 
 _KINDS = frozenset({JobKind.GENERATE, JobKind.EMBED})
@@ -172,10 +173,9 @@ def _before(views: Views, job: Job, moment: Moment, host: HostView, row: Row) ->
     outlook = views.outlook(host, moment)
     if host.loading or outlook.is_on_trial or (not row.is_open and outlook.may_join(job)):
         return None
-    slot = outlook.slots(0, 1)[0]
-    free_s = slot.states[0][0]
+    free_s, all_ready_s = outlook.first()
     if not row.load_s:
-        ready_s = slot.ready_s.get(row.token, 0.0)
+        ready_s = all_ready_s.get(row.token, 0.0)
         return _Before(free_s, max(free_s, ready_s), 0.0, 0.0, 0.0, 0.0)
     _, load_s, price_s, drain_s, eviction_s = outlook.step(outlook.held, row.token)
     return _Before(free_s, max(free_s, drain_s), drain_s, load_s, price_s, eviction_s)

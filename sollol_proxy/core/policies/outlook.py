@@ -10,7 +10,7 @@ from sollol_proxy.core.eviction import evicted
 from sollol_proxy.core.memory import Memory
 from sollol_proxy.core.policies.base import HostView
 from sollol_proxy.core.policies.lanes import name_of, token_of
-from sollol_proxy.core.policies.layout import Held, Slot, Step
+from sollol_proxy.core.policies.slots import Held, Slot, Step
 from sollol_proxy.core.predict import load_s, rest_s
 from sollol_proxy.core.types import HostState, Job, JobKind
 
@@ -18,7 +18,8 @@ CROWDED = 0.8
 """Jobs a slot from which on a load counts in full."""
 
 PRICED_S = 2.0
-"""How long the price of an eviction is kept: the demand that it rests on decays within a minute."""
+"""How long the price of an eviction is kept, and what it takes to be taken for granted: the demand
+that it rests on decays within a minute."""
 
 
 class LoadPrices(NamedTuple):
@@ -39,13 +40,14 @@ class LoadPrices(NamedTuple):
 class Moment:
     """The moment of a plan. hosts: all that it may use. waiting: jobs that it is made for."""
 
-    __slots__ = ("_crowd", "_holders", "_hosts", "_waiting", "now")
+    __slots__ = ("_blocking", "_crowd", "_holders", "_hosts", "_waiting", "now")
 
     def __init__(self, hosts: Sequence[HostView], now: float, waiting: int = 1) -> None:
         self.now = now
         self._hosts = hosts
         self._waiting = waiting
         self._crowd: float | None = None
+        self._blocking: float | None = None
         self._holders: dict[str, int] | None = None
 
     @property
@@ -58,6 +60,12 @@ class Moment:
                 slots += host.concurrency
             self._crowd = jobs / max(slots, 1)
         return self._crowd
+
+    def blocking(self, prices: LoadPrices) -> float:
+        """What a second of a load counts beside itself."""
+        if self._blocking is None:
+            self._blocking = prices.of_load(self.crowd) - 1
+        return self._blocking
 
     def holders(self, model: str) -> int:
         """How many hosts have a model in memory."""
@@ -72,14 +80,15 @@ class Moment:
 class _Way(NamedTuple):
     """How a host brings a runner into memory, whatever the moment.
 
-    load_s: waited for, once no other load is under way. drains: models that have to come to rest
-    before. eviction_s: as in `Step`.
+    load_s: waited for, once no other load is under way. gone: models that leave. drains: those that
+    have to come to rest before. learnt: date of what the guess rests on beside the host itself.
     """
 
     held: Held
     load_s: float
-    eviction_s: float
+    gone: tuple[str, ...]
     drains: tuple[str, ...]
+    learnt: int
 
 
 class HostOutlook:
@@ -108,6 +117,8 @@ class HostOutlook:
         self._loads: dict[str, float] = {}
         self._tokens: dict[str, str] = {}
         self._ways: dict[tuple[Held, str], _Way] = {}
+        self._evictions_s: dict[tuple[Held, str], float] = {}
+        """As in `Step`."""
         self._steps: dict[tuple[Held, str], Step] = {}
 
     def look(self, view: HostView, moment: Moment) -> None:
@@ -119,9 +130,9 @@ class HostOutlook:
             self.is_on_trial = view.state is HostState.PROBATION
             self._tokens = {name: token_of(view, name) for name in view.resident}
             self.held = tuple(self._tokens.values())
-            self._ways, self._priced_s = {}, now
+            self._ways, self._evictions_s, self._priced_s = {}, {}, now
         elif now - self._priced_s > PRICED_S:
-            self._ways, self._priced_s = {}, now
+            self._evictions_s, self._priced_s = {}, now
         if self._steps:  # their prices are those of a moment
             self._steps = {}
         if view.running or self._ends_s or not self._is_seen:
@@ -169,6 +180,11 @@ class HostOutlook:
         if len(times) < most:
             times += self.ends_s[over : over + most - len(times)]
         return [Slot(index, at_s, self.held, self.step, ready_s, 1 << 30) for at_s in times]
+
+    def first(self) -> tuple[float, dict[str, float]]:
+        """When the first of the slots is free, and its `ready_s`; not for a host on trial."""
+        free = self.view.concurrency - self.view.in_flight
+        return 0.0 if free > 0 else self.ends_s[-free], self._ready_s()
 
     def side(self) -> HostOutlook | None:
         """The host once more, as a place beside the job that keeps it busy.
@@ -219,16 +235,19 @@ class HostOutlook:
         key = (held, token)
         step = self._steps.get(key)
         if step is None:
-            way = self._ways.get(key)
-            if way is None:
-                way = self._ways[key] = self._make_way(held, token)
-            step = self._steps[key] = self._at_this_moment(way)
+            if not self._is_seen:
+                self._see()
+            way, eviction_s = self._ways.get(key), self._evictions_s.get(key)
+            if way is None or eviction_s is None:
+                # Of several busy models the less busy leave first, so these have to be asked again.
+                if way is None or way.learnt != self._memory.learnt or len(self._busy_s) > 1:
+                    way = self._ways[key] = self._make_way(held, token)
+                eviction_s = self._evictions_s[key] = self._price(way.gone)
+            step = self._steps[key] = self._at_this_moment(way, eviction_s)
         return step
 
-    def _at_this_moment(self, way: _Way) -> Step:
+    def _at_this_moment(self, way: _Way, eviction_s: float) -> Step:
         # Loads of one host run one after the other.
-        if not self._is_seen:
-            self._see()
         loading_s, drain_s, busy_s = way.load_s, 0.0, self._busy_s
         if self._loads:
             loading_s += max(self._loads.values())
@@ -236,27 +255,29 @@ class HostOutlook:
             for name in way.drains:
                 if name in busy_s and busy_s[name] > drain_s:
                     drain_s = busy_s[name]
-        price_s = way.eviction_s
+        price_s = eviction_s
         if way.load_s:
-            price_s += (self._prices.of_load(self._moment.crowd) - 1) * way.load_s
-        return Step(way.held, loading_s, price_s, drain_s, way.eviction_s)
+            price_s += self._moment.blocking(self._prices) * way.load_s
+        return Step(way.held, loading_s, price_s, drain_s, eviction_s)
 
     def _make_way(self, held: Held, token: str) -> _Way:
         view, model = self.view, name_of(token)
-        self._see()
         by_name = {name_of(other): other for other in held}
         keep, gone, is_sure = evicted(view, self._memory, tuple(by_name), model, self._busy_s)
         drains = gone if is_sure else (*gone, *keep)
         if model in by_name and model not in drains:
             drains = (*drains, model)
-        evicted_s = 0.0
+        after = tuple([token if name == model else by_name[name] for name in keep])
+        return _Way(after, load_s(view, model), gone, drains, self._memory.learnt)
+
+    def _price(self, gone: Sequence[str]) -> float:
+        """Of pushing these models out."""
+        evicted_s, moment = 0.0, self._moment
         for victim in gone:
-            wanted = self._memory.demand.next_minute(victim, self._moment.now)
-            again = min(1.0, wanted / max(self._moment.holders(victim), 1))
-            evicted_s += load_s(view, victim) * again
-        after = tuple(token if name == model else by_name[name] for name in keep)
-        eviction_s = self._prices.eviction * evicted_s
-        return _Way(after, load_s(view, model), eviction_s, drains)
+            wanted = self._memory.demand.next_minute(victim, moment.now)
+            again = min(1.0, wanted / max(moment.holders(victim), 1))
+            evicted_s += load_s(self.view, victim) * again
+        return self._prices.eviction * evicted_s
 
     def _add_end(self, model: str, end_s: float) -> None:
         self._ends_s.append(end_s)

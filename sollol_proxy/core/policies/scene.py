@@ -11,9 +11,11 @@ from sollol_proxy.core.memory import Memory
 from sollol_proxy.core.policies.base import Hold, HostView
 from sollol_proxy.core.policies.explain import Price, price_on
 from sollol_proxy.core.policies.lanes import LaneBook, LaneRates, Row, lane_key
-from sollol_proxy.core.policies.layout import Layout, Slot, Wish
+from sollol_proxy.core.policies.layout import Layout
 from sollol_proxy.core.policies.outlook import HostOutlook, LoadPrices, Moment
-from sollol_proxy.core.predict import output_tokens, phases
+from sollol_proxy.core.policies.slots import Slot, Wish
+from sollol_proxy.core.policies.standing import Standing, before_s
+from sollol_proxy.core.predict import output_tokens, phases, work_of
 from sollol_proxy.core.types import Job, JobKind
 
 EQUAL_RATIO = 1.1
@@ -78,26 +80,25 @@ class Views:
         return outlook
 
 
-def work_of(memory: Memory, job: Job) -> tuple[float, float]:
-    """Tokens that a host has to read, nothing cached, and is expected to write."""
-    if job.kind in (JobKind.LOAD, JobKind.TRANSCRIBE):
-        return 0.0, 0.0
-    ratio = memory.prompt_ratio(job.model)
-    return max(job.prompt_tokens_est, 1) * ratio, output_tokens(memory, job)
+def least_s(views: Views, job: Job, hosts: Sequence[HostView], large: int) -> float | None:
+    """Seconds of prefill and decode on the best host, alone and in memory; None = on none.
 
-
-def least_s(views: Views, job: Job, hosts: Sequence[HostView]) -> float | None:
-    """Seconds of prefill and decode on the best host, alone and in memory; None = on none."""
+    large: see `Options.large_pool`.
+    """
     if job.kind is JobKind.TRANSCRIBE:
         rows = views.lanes.rows(job, hosts)
         times = (phases(views.memory, job, host, needs_load=False).decode_s for host, _ in rows)
         return min(times, default=None)
     prompt, tokens = work_of(views.memory, job)
-    alone_s = [
-        prompt * row.prefill_s + tokens * row.decode_s
-        for row in views.lanes.rates(job).rows(hosts)
-        if row is not None
-    ]
+    rates = views.lanes.rates(job)
+    if len(hosts) > large:
+        alone_s = views.lanes.survey.alone_s(rates, hosts, prompt, tokens)
+    else:
+        alone_s = [
+            prompt * row.prefill_s + tokens * row.decode_s
+            for row in rates.rows(hosts)
+            if row is not None
+        ]
     return min(alone_s, default=None)
 
 
@@ -125,71 +126,6 @@ def idle_times(views: Views, jobs: Sequence[Job], hosts: Sequence[HostView]) -> 
         own_s = (row.alone_s(prompt, tokens) * row.slowed + row.load_s for row in rows)
         times.append(min(own_s, default=0.0))
     return times
-
-
-class _Lane:
-    """A lane in one plan. By host index: token of the runner, row (None = not there).
-
-    slots: those that its jobs may go to, the most promising first. loading: hosts that load its
-        model, with the seconds until that is done. idle: see `Scene`. None = not found yet.
-    """
-
-    def __init__(
-        self, memory: Memory, rows: Sequence[Row | None], prices: LoadPrices, moment: Moment
-    ) -> None:
-        self.rows = rows
-        self.slots: Sequence[Slot] | None = None
-        self.idle: Sequence[tuple[int, str, float]] | None = None
-        self.loading: Sequence[tuple[int, float]] | None = None
-        self.tokens = [row.token if row is not None else "" for row in rows]
-        # Never less: a runner that was not in memory has to be loaded, whatever stands before.
-        self.loads_s = [row.load_s if row is not None else 0.0 for row in rows]
-        if any(self.loads_s):
-            load_price = prices.of_load(moment.crowd)
-            self.loads_s = [load_s * load_price for load_s in self.loads_s]
-        self._memory = memory
-        self._rates = [
-            None if row is None else (row.prefill_s * row.slowed, row.decode_s * row.slowed)
-            for row in rows
-        ]
-        self._harm = {index: row.harm for index, row in enumerate(rows) if row and row.harm}
-
-    def own_s(self, job: Job, hosts: Sequence[HostOutlook]) -> list[float | None]:
-        """Seconds on each host without a load; None = may not go there."""
-        if job.kind is JobKind.TRANSCRIBE:
-            return [
-                None
-                if row is None
-                else row.slowed * phases(self._memory, job, host.view, needs_load=False).decode_s
-                for row, host in zip(self.rows, hosts, strict=True)
-            ]
-        prompt, tokens = work_of(self._memory, job)
-        own_s = [
-            None if rate is None else prompt * rate[0] + tokens * rate[1] for rate in self._rates
-        ]
-        if job.prefix and prompt:
-            ratio = self._memory.prompt_ratio(job.model)
-            for index, rate in enumerate(self._rates):
-                if rate is not None:
-                    saved_s = self._saved(job, hosts[index]) * ratio * rate[0]
-                    own_s[index] = (own_s[index] or 0.0) - saved_s
-        return own_s
-
-    def felt_s(self, own_s: Sequence[float | None]) -> Sequence[float | None]:
-        """The same with what other jobs on the hosts lose.
-
-        Busy runners share a host's time, so each job of another model loses what this one takes.
-        """
-        if not self._harm:
-            return own_s
-        felt_s = list(own_s)
-        for index, harm in self._harm.items():
-            felt_s[index] = (felt_s[index] or 0.0) * (1 + harm)
-        return felt_s
-
-    def _saved(self, job: Job, host: HostOutlook) -> int:
-        matched = self._memory.affinity.matched_tokens(host.view.spec.id, job)
-        return min(matched, max(job.prompt_tokens_est - 1, 0))
 
 
 class Scene:
@@ -226,14 +162,9 @@ class Scene:
         self.hosts = [views.outlook(host, moment) for host in ordered]
         if any(job.kind is JobKind.EMBED for job in jobs):  # nothing else may run there
             self.hosts += [side for host in self.hosts if (side := host.side()) is not None]
-        self._loading = [
-            index for index, host in enumerate(self.hosts) if host.is_loading and host.free() > 0
-        ]
         self._slots = [host.slots(index, len(jobs)) for index, host in enumerate(self.hosts)]
-        self._lanes: dict[object, _Lane] = {}
-        self.wishes = [
-            self._wish(order, job, options.priority_weight, now) for order, job in enumerate(jobs)
-        ]
+        self._lanes: dict[object, Standing] = {}
+        self.wishes = self._wishes(options.priority_weight, now)
         self._layout = Layout(options.wait_price, options.power)
         self._taken: dict[int, dict[str, int]] = {}
         self._started: set[int] = set()
@@ -262,14 +193,24 @@ class Scene:
         self._roomy = [
             index for index, host in enumerate(self.hosts) if host.free() > 0 and not host.is_side
         ]
-        holds = []
-        for slot in (slot for slots in self._slots for slot in slots):
-            host_id = self.hosts[slot.host].view.spec.id
-            for index, wish in enumerate(slot.wishes):
-                if wish.order not in self._started:
-                    holds.append((wish.order, self._hold(wish, slot, index, host_id)))
+        holds, started, hosts = [], self._started, self.hosts
+        for slots in self._slots:
+            for slot in slots:
+                host_id = hosts[slot.host].view.spec.id
+                for index, wish in enumerate(slot.wishes):
+                    if wish.order not in started:
+                        holds.append((wish.order, self._hold(wish, slot, index, host_id)))
         holds.sort()  # no two have the same order
         return [hold for _, hold in holds]
+
+    def close(self) -> None:
+        """Take apart what refers to each other, or all of it would wait for the garbage collector.
+
+        Its looks are the slowest thing that can happen in a plan.
+        """
+        for slots in self._slots:
+            for slot in slots:
+                slot.wishes.clear()
 
     def prices(self, wish: Wish, chosen: int | None = None) -> dict[int, Price]:
         """What the job would cost on each host that it may go to, by index."""
@@ -320,13 +261,22 @@ class Scene:
 
     def _hold(self, wish: Wish, slot: Slot, index: int, host_id: str) -> Hold:
         job, turn_s = self.jobs[wish.order], slot.turn_s(index)
-        own_s = max(slot.end_s(index) - turn_s, 0.0)
-        idle_for = self._idle_for(wish)
+        own_s = slot.states[index + 1][0] - turn_s
+        if own_s < 0:
+            own_s = 0.0
+        if not self._roomy:
+            return Hold(job.id, host_id, turn_s, own_s)
+        idle_for = self._lanes[self._keys[wish.order]].idle
+        if idle_for is None:
+            idle_for = self._idle_for(wish)
         if not idle_for:
             return Hold(job.id, host_id, turn_s, own_s)
         alone_s = wish.own_s
+        if len(idle_for) == 1:
+            [(host, idle_host_id, its_s)] = idle_for
+            return Hold(job.id, host_id, turn_s, own_s, idle_host_id, alone_s[host] + its_s)
         idle_s, idle_host_id = min(
-            [((alone_s[host] or 0.0) + before_s, idle_id) for host, idle_id, before_s in idle_for]
+            [(alone_s[host] + its_s, idle_id) for host, idle_id, its_s in idle_for]
         )
         return Hold(job.id, host_id, turn_s, own_s, idle_host_id, idle_s)
 
@@ -335,47 +285,31 @@ class Scene:
 
         Equal for all jobs of a lane. Index, id, seconds.
         """
-        lane = self._lanes[self._keys[wish.order]]
-        if lane.idle is None:
-            job = self.jobs[wish.order]
-            lane.idle = [
-                (host, self.hosts[host].view.spec.id, self._before_s(wish, host))
-                for host in self._roomy
-                if wish.own_s[host] is not None and self._has_room(job, host)
-            ]
+        job, lane = self.jobs[wish.order], self._lanes[self._keys[wish.order]]
+        lane.idle = [
+            (host, self.hosts[host].view.spec.id, before_s(self.hosts[host], lane.tokens[host]))
+            for host in self._roomy
+            if lane.rows[host] is not None and self._has_room(job, host)
+        ]
         return lane.idle
 
-    def _wish(self, order: int, job: Job, base: float, now: float) -> Wish:
-        key = self._keys[order]
-        lane = self._lanes.get(key)
-        if lane is None:
-            rows = self._rows(job, key)
-            lane = self._lanes[key] = _Lane(self._memory, rows, self._prices, self._moment)
-        own_s = lane.own_s(job, self.hosts)
-        if self._loading:
-            if lane.loading is None:
-                lane.loading = [
-                    (index, loading_s)
-                    for index in self._loading
-                    if lane.rows[index] is not None
-                    and lane.tokens[index] in self.hosts[index].held
-                    and (loading_s := self.hosts[index].loading_s(job.model))
-                ]
-            for index, loading_s in lane.loading:
-                own_s[index] = (own_s[index] or 0.0) + loading_s
-        wish = Wish(
-            order,
-            base ** (job.priority - 5),
-            max(now - job.arrived_s, 0.0),
-            own_s,
-            lane.felt_s(own_s),
-            lane.tokens,
-            lane.loads_s,
-        )
-        if lane.slots is None:
-            lane.slots = self._slots_for(wish)
-        wish.slots = lane.slots
-        return wish
+    def _wishes(self, base: float, now: float) -> list[Wish]:
+        """What each job wants. base: weight of a job against one a priority lower."""
+        lanes, wishes = self._lanes, []
+        for order, (job, key) in enumerate(zip(self.jobs, self._keys, strict=True)):
+            lane, age_s = lanes.get(key), now - job.arrived_s
+            weight = base ** (job.priority - 5)
+            if lane is None:
+                rows = self._rows(job, key)
+                load_price = self._prices.of_load(self._moment.crowd)
+                lane = Standing(self._memory, job, rows, self.hosts, self._slots, load_price)
+                lanes[key] = lane
+                wish = lane.wish(order, job, weight, age_s if age_s > 0 else 0.0)
+                lane.find_slots(wish)
+            else:
+                wish = lane.wish(order, job, weight, age_s if age_s > 0 else 0.0)
+            wishes.append(wish)
+        return wishes
 
     def _rows(self, job: Job, key: object) -> Sequence[Row | None]:
         """The lane's rows by host index; None = it is not to be considered there."""
@@ -412,38 +346,23 @@ class Scene:
         chosen = set().union(*looked_at.values())
         return [host for host in hosts if host.spec.id in chosen]
 
-    def _slots_for(self, wish: Wish) -> list[Slot]:
-        """Slots of the hosts that the lane may use, the most promising for its first job first."""
-        found = [
-            (self._alone_s(wish, index) + slot.states[0][0], place, slot)
-            for index, own_s in enumerate(wish.own_s)
-            if own_s is not None
-            for place, slot in enumerate(self._slots[index], start=index * 1000)
-        ]
-        found.sort(key=lambda entry: entry[:2])
-        return [slot for _, _, slot in found]
-
     def _wait_s(self, index: int, wish: Wish) -> float:
         """Until the host has a slot for the job, beside what the same plan has given it."""
-        times = sorted(slot.states[0][0] for slot in self._slots[index])
-        if not times:
+        slots = self._slots[index]
+        if not slots:
             return max(self.hosts[index].ends_s, default=0.0)
-        for other in self._given.get(index, ()):
+        given = self._given.get(index)
+        if given is None:
+            return slots[0].states[0][0]
+        times = [slot.states[0][0] for slot in slots]  # the soonest free first
+        for other in given:
             if other is not wish:
                 heapreplace(times, self._alone_s(other, index))
         return times[0]
 
     def _alone_s(self, wish: Wish, index: int) -> float:
         """Seconds on a host where the job would be next."""
-        return (wish.own_s[index] or 0.0) + self._before_s(wish, index)
-
-    def _before_s(self, wish: Wish, index: int) -> float:
-        """Seconds of loading, and of waiting for what has to leave, where the job would be next."""
-        host, token = self.hosts[index], wish.tokens[index]
-        if token in host.held:
-            return 0.0
-        step = host.step(host.held, token)
-        return step.drain_s + step.load_s
+        return wish.own_s[index] + self._lanes[self._keys[wish.order]].before_s[index]
 
     def _take(self, job: Job, index: int) -> bool:
         """Spend a slot of the host, if the job may still have one."""

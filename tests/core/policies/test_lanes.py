@@ -18,8 +18,8 @@ from sollol_proxy.core.memory import Memory
 from sollol_proxy.core.policies.completion_time import CompletionTime
 from sollol_proxy.core.policies.lanes import MAX_LANES, LaneBook, lane_key
 from sollol_proxy.core.policies.outlook import PRICED_S, HostOutlook, LoadPrices, Moment
-from sollol_proxy.core.policies.scene import Views, work_of
-from sollol_proxy.core.predict import load_s, size_bytes, soonest_s
+from sollol_proxy.core.policies.scene import Views
+from sollol_proxy.core.predict import load_s, size_bytes, soonest_s, work_of
 from sollol_proxy.core.scheduler import Scheduler
 from sollol_proxy.core.types import (
     AttemptResult,

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sollol_proxy.core.policies.layout import TIE_RATIO, Held, Layout, Slot, Step, Wish
+from sollol_proxy.core.policies.layout import TIE_RATIO, Layout
+from sollol_proxy.core.policies.slots import Held, Slot, Step, Wish
 
 TOKENS = ("a", "b", "c")
 PRICE, POWER = 1.75, 1.2
@@ -73,13 +74,13 @@ def wishes_for(
     hosts = 1 + max(slot.host for slot in places)
     made = []
     for order in range(draw(st.integers(1, most))):
-        own_s = [draw(seconds if everywhere else st.none() | seconds) for _ in range(hosts)]
-        felt_s = [None if own is None else own * draw(st.floats(1.0, 3.0)) for own in own_s]
+        own_s = [draw(seconds if everywhere else st.just(math.inf) | seconds) for _ in range(hosts)]
+        felt_s = [own * draw(st.floats(1.0, 3.0)) for own in own_s]
         token = draw(st.sampled_from(TOKENS))
         loads_s = [least_load_s(token, places, host) for host in range(hosts)]
         weight, age_s = draw(st.floats(0.1, 8.0)), draw(seconds)
         wish = Wish(order, weight, age_s, own_s, felt_s, [token] * hosts, loads_s)
-        wish.slots = [slot for slot in places if own_s[slot.host] is not None]
+        wish.slots = [slot for slot in places if own_s[slot.host] < math.inf]
         made.append(wish)
     return made
 
@@ -99,8 +100,6 @@ def walk(slot: Slot, price: float, power: float) -> list[tuple[float, Held, floa
     for wish in slot.wishes:
         token, host = wish.tokens[slot.host], slot.host
         own_s, felt_s = wish.own_s[host], wish.felt_s[host]
-        assert own_s is not None
-        assert felt_s is not None
         turn_s, load_s, load_price_s = at_s, 0.0, 0.0
         if token not in held:
             step = slot.step(held, token)
@@ -129,8 +128,9 @@ def assert_walked(slot: Slot, price: float, power: float) -> None:
         cost, wish = rows[index][4], slot.wishes[index]
         felt_s = (cost / wish.weight) ** (1 / power)
         slope += power * price * cost / felt_s
-        assert slot.slopes[index] == pytest.approx(slope, rel=1e-5)
-    assert slot.slopes[-1] == slot.bends[-1] == 0.0
+        assert slot.slopes[~index] == pytest.approx(slope, rel=1e-5)
+    assert slot.slopes[0] == slot.bends[0] == 0.0
+    assert (slot.slope, slot.bend) == (slot.slopes[-1], slot.bends[-1])
 
 
 @settings(max_examples=150)
@@ -163,7 +163,7 @@ def test_layout_has_each_job_once_where_it_may_go_and_leaves_nobody_out_who_has_
     for slot in places:
         assert len(slot.wishes) <= slot.most
         for wish in slot.wishes:
-            assert wish.own_s[slot.host] is not None
+            assert wish.own_s[slot.host] < math.inf
             assert layout.slot_of(wish) is slot
     for wish in wishes:
         if wish.order not in laid:
@@ -201,16 +201,14 @@ def test_slopes_and_bends_err_by_less_than_half_the_power_beyond_1_times_the_rel
     slot = data.draw(st.sampled_from(places))
     index = data.draw(st.integers(0, len(slot.wishes)))
     own_s, felt_s = newcomer.own_s[slot.host], newcomer.felt_s[slot.host]
-    assert own_s is not None
-    assert felt_s is not None
-    estimate = (slot.slopes[index] + slot.bends[index] * own_s) * own_s
+    estimate = (slot.slopes[~index] + slot.bends[~index] * own_s) * own_s
     its_own = newcomer.weight * (newcomer.age_s + price * slot.states[index][0] + felt_s) ** power
     exact = layout.growth(slot, newcomer, index) - its_own
     behind = list(zip(slot.wishes, walk(slot, price, power), strict=True))[index:]
     felts = [(row[4] / wish.weight) ** (1 / power) for wish, row in behind]
     delay = price * own_s / min(felts, default=1.0)
     assert abs(estimate - exact) <= (power - 1) / 2 * delay * exact + 1e-6 * (exact + its_own)
-    assert slot.slopes[index] * own_s <= exact + 1e-6 * (exact + its_own)
+    assert slot.slopes[~index] * own_s <= exact + 1e-6 * (exact + its_own)
 
 
 @settings(max_examples=150)
@@ -223,7 +221,7 @@ def test_growth_is_what_the_value_of_a_slot_grows_by(
     layout = Layout(PRICE, POWER)
     layout.fill(wishes, improve=True)
     slot = data.draw(st.sampled_from(places))
-    if newcomer.own_s[slot.host] is None:
+    if newcomer.own_s[slot.host] == math.inf:
         return
     index = data.draw(st.integers(0, len(slot.wishes)))
     before = slot.states[-1][2]
@@ -272,7 +270,7 @@ def test_what_is_passed_over_for_its_load_would_not_have_been_chosen(
             twin = Wish(
                 wish.order, wish.weight, wish.age_s, wish.own_s, wish.felt_s, wish.tokens, loads_s
             )
-            twin.slots = [slot for slot in fresh if wish.own_s[slot.host] is not None]
+            twin.slots = [slot for slot in fresh if wish.own_s[slot.host] < math.inf]
             twins.append(twin)
         Layout(PRICE, POWER).fill(twins, improve=improve)
         layouts.append([[wish.order for wish in slot.wishes] for slot in fresh])
@@ -314,7 +312,6 @@ def best_sum(wishes: Sequence[Wish], at_s: Sequence[float], *, any_order: bool) 
         now_s, total = at_s[slot], 0.0
         for wish in line:
             own_s = wish.own_s[slot]
-            assert own_s is not None
             total += wish.weight * (wish.age_s + PRICE * now_s + own_s) ** POWER
             now_s += own_s
         return total

@@ -13,10 +13,11 @@ from sollol_proxy.core.hosts import HostEntry
 from sollol_proxy.core.memory import Memory
 from sollol_proxy.core.policies.explain import Price, price_on
 from sollol_proxy.core.policies.lanes import LaneBook
-from sollol_proxy.core.policies.outlook import CROWDED, HostOutlook, LoadPrices, Moment
+from sollol_proxy.core.policies.outlook import CROWDED, PRICED_S, HostOutlook, LoadPrices, Moment
 from sollol_proxy.core.policies.scene import Options, Scene, Views
+from sollol_proxy.core.policies.slots import Step
 from sollol_proxy.core.predict import load_s
-from sollol_proxy.core.types import HostState, Job, JobKind
+from sollol_proxy.core.types import HostState, Job, JobKind, ResidentModel
 from tests.core.builders import job
 from tests.core.planning import (
     MODELS,
@@ -138,6 +139,29 @@ def test_eviction_is_priced_by_what_will_be_asked_for_again(
     assert step.eviction_s == pytest.approx(PRICES.eviction * again * load_s(host, "a:1"))
     blocking_s = (PRICES.of_load(crowd(host, *others)) - 1) * load_s(host, "b:1")
     assert step.price_s == pytest.approx(blocking_s + step.eviction_s)
+
+
+def looks_anew(seen: HostOutlook, host: HostEntry, now: float) -> Step:
+    """What it takes to load `c:1`, once no price is kept any more."""
+    seen.look(host, Moment([host], now))
+    return seen.step(("a:1", "b:1"), "c:1")
+
+
+@given(row=rows)
+def test_who_leaves_is_guessed_again_after_a_lesson_on_who_leaves_first_or_how_large_it_is(
+    row: Row,
+) -> None:
+    memory = Memory()
+    resident = ("a:1", "b:1")
+    row = replace(row, models=MODELS, resident=resident, max_models=2, running=(), on_trial=False)
+    host = host_of("h", row, memory)
+    seen = outlook(host)
+    assert "a:1" not in seen.step(resident, "c:1").held
+    memory.victims.learn(["b:1"], ["a:1"])
+    assert "b:1" not in looks_anew(seen, host, NOW + PRICED_S + 0.1).held
+    host.known.room.burst(10**9)
+    memory.see_footprints([ResidentModel("c:1", digest="d", size_bytes=10**12)])
+    assert looks_anew(seen, host, NOW + 2 * PRICED_S + 0.2).held == ("c:1",)
 
 
 @some
