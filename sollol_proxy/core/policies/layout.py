@@ -108,7 +108,7 @@ class Layout:
             if order > slot.first or is_late or token in slot.ends:
                 growth, index = self._best_in(slot, wish, token, best, steep, limit_s)
                 if index is not None:
-                    best, enough, chosen, at = growth, growth * TIE_RATIO, slot, index
+                    best, enough, chosen, at = growth, _enough(growth), slot, index
                     steep, limit_s = self._tangent(growth, weight)
                 continue
             own_s = own[host]
@@ -119,7 +119,7 @@ class Layout:
                 step = slot.step(slot.states[0][1], token)
                 growth = self._growth_with_load(slot, wish, 0, step, best)
                 if growth < enough:
-                    best, enough, chosen, at = growth, growth * TIE_RATIO, slot, 0
+                    best, enough, chosen, at = growth, _enough(growth), slot, 0
                     steep, limit_s = self._tangent(growth, weight)
                 continue
             loses = (slot.slope + slot.bend * own_s) * own_s
@@ -170,7 +170,7 @@ class Layout:
 
         best: of other slots. None = nothing here is better.
         """
-        at, enough = None, best * TIE_RATIO
+        at, enough = None, _enough(best)
         own_s, base_s = wish.own_s[slot.host], wish.age_s + wish.felt_s[slot.host]
         for index in _places(slot, wish, token):
             at_s, held, _ = slot.states[index]
@@ -186,7 +186,7 @@ class Layout:
                 step = slot.step(held, token)
                 growth = self._growth_with_load(slot, wish, index, step, best)
             if growth < enough:
-                best, enough, at = growth, growth * TIE_RATIO, index
+                best, enough, at = growth, _enough(growth), index
         return best, at
 
     def _growth_with_load(
@@ -197,6 +197,8 @@ class Layout:
         _, load_s, price_s, drain_s, _ = step
         if drain_s > at_s:
             at_s = drain_s
+        if slot.ready_s:
+            at_s = max(at_s, slot.ready_s.get(wish.tokens[host], 0.0))
         felt_s = wish.felt_s[host] + load_s + price_s
         cost: float = (wish.age_s + self._price * at_s + felt_s) ** self._power
         least = wish.weight * cost + slot.slopes[~index] * (wish.own_s[host] + load_s)
@@ -278,6 +280,11 @@ class Layout:
             states = slot.states[:index] + states
         slot.states, slot.slopes, slot.bends = states, slopes, bends
         slot.slope, slot.bend, slot.loaded, slot.ends = slopes[-1], bends[-1], loaded, ends
+
+
+def _enough(best: float) -> float:
+    """What another place has to stay below; a growth is below 0 where the job saves a load."""
+    return best * TIE_RATIO if best > 0 else best
 
 
 def _placed(wish: Wish, host: int) -> Placed:

@@ -387,3 +387,39 @@ def test_layout_in_any_queue_order_is_mostly_the_best_of_that_order() -> None:
     assert ratios[9_900] <= 2.4
     assert sum(ratios) / len(ratios) <= 1.06
     assert sum(ratio <= 1.001 for ratio in ratios) >= 0.87 * len(ratios)
+
+
+def test_place_that_saves_a_load_is_kept_before_one_that_is_only_not_worse() -> None:
+    """A growth below nothing is not beaten by one that was given up at the same value."""
+    step = step_of(1, 50.0, 200.0, 0.0)
+    saving, other = (Slot(host, 0.0, ("b",), step, {}, 1 << 30) for host in range(2))
+
+    def wish(order: int, weight: float, token: str, hosts: Sequence[Slot]) -> Wish:
+        made = Wish(order, weight, 0.0, [1.0, 1.0], [1.0, 1.0], [token] * 2, [0.0, 0.0])
+        made.slots = hosts
+        return made
+
+    layout = Layout(PRICE, POWER)
+    layout.fill([wish(2, 1.0, "b", [other])], improve=False)
+    layout.fill([wish(1, 8.0, "a", [saving])], improve=False)
+    light = wish(0, 0.01, "a", [saving, other])
+    assert layout.growth(saving, light, 0) < 0
+    layout.fill([light], improve=False)
+    assert layout.slot_of(light) is saving
+
+
+@settings(max_examples=150)
+@given(scene=scenes(), price=PRICES, power=POWERS)
+def test_growth_behind_all_others_is_exact_where_a_load_comes_first(
+    scene: tuple[list[Slot], list[Wish]], price: float, power: float
+) -> None:
+    _, (last, *wishes) = scene
+    layout = Layout(price, power)
+    layout.fill(wishes, improve=False)
+    for slot in last.slots:
+        index, token = len(slot.wishes), last.tokens[slot.host]
+        held = slot.states[index][1]
+        if token not in held:
+            step = slot.step(held, token)
+            growth = layout._growth_with_load(slot, last, index, step, math.inf)
+            assert growth == pytest.approx(layout.growth(slot, last, index))
