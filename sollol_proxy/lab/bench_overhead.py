@@ -25,9 +25,16 @@ from sollol_proxy.lab.bench_callers import CallFailed
 from sollol_proxy.lab.bench_command import enter, json_file, run_until_signal, say, write_line
 from sollol_proxy.lab.bench_contenders import RIVALS, ContenderFailed, find_program
 from sollol_proxy.lab.bench_machine import affinity, family_memory_bytes, most_descriptors, pinned
-from sollol_proxy.lab.bench_overhead_arguments import MEASURES, add_arguments, rounds_of, sizes_of
+from sollol_proxy.lab.bench_overhead_arguments import (
+    MEASURES,
+    SMALL,
+    add_arguments,
+    rounds_of,
+    sizes_of,
+)
 from sollol_proxy.lab.bench_overhead_contenders import (
     BUILT_IN,
+    SERVER,
     Relay,
     Running,
     Stand,
@@ -181,7 +188,10 @@ def contenders_of(options: argparse.Namespace) -> list[Relay]:
     """
     names = options.contenders
     if names is None:
-        names = [name for name in BUILT_IN if name not in RIVALS or _is_installed(name)]
+        names = [name for name in BUILT_IN if name != SERVER]
+        names = [name for name in names if name not in RIVALS or _is_installed(name)]
+    if SERVER in names and options.measures != [SMALL]:
+        raise ContenderFailed(f"{SERVER} answers embeddings alone: --measures {SMALL}")
     relays = [built_in(name) for name in names]
     relays += [somebody_elses(other.name, other.url, other.pid) for other in options.contender]
     called = [relay.name for relay in relays]

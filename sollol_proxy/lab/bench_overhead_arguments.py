@@ -13,7 +13,8 @@ from sollol_proxy.lab.bench_overhead_contenders import BUILT_IN
 from sollol_proxy.lab.bench_overhead_measures import QUICK, Flows, Sizes
 from sollol_proxy.lab.bench_upstream import TICKS_PER_S
 
-MEASURES = ("first", "busy", "streams", "small", "many")
+SMALL = "small"
+MEASURES = ("first", "busy", "streams", SMALL, "many")
 
 _FULL = Sizes()
 _MOST_HOSTS = 200
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--contenders",
         metavar="NAME,...",
         type=_built_in,
-        help=f"of {', '.join(BUILT_IN)}; default: all that are installed",
+        help=f"of {', '.join(BUILT_IN)}; default: all that are installed, without `server`",
     )
     parser.add_argument(
         "--contender",

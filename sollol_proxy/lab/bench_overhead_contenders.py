@@ -29,8 +29,8 @@ from sollol_proxy.lab.bench_contenders import (
 from sollol_proxy.lab.bench_machine import most_descriptors
 from sollol_proxy.lab.bench_upstream import addresses_of
 
-DIRECT, SOLLOL, PLAIN = "direct", "sollol", "plain"
-BUILT_IN = (DIRECT, SOLLOL, PLAIN, NGINX, HAPROXY)
+DIRECT, SOLLOL, PLAIN, SERVER = "direct", "sollol", "plain", "server"
+BUILT_IN = (DIRECT, SOLLOL, PLAIN, SERVER, NGINX, HAPROXY)
 
 _SLOTS = 1024
 """Of a model on a host, the most that our configuration takes."""
@@ -90,6 +90,8 @@ def built_in(name: str) -> Relay:
         return Relay(name, _sollol)
     if name == PLAIN:
         return Relay(name, _plain)
+    if name == SERVER:
+        return Relay(name, _server)
     return Relay(name, _program(name, find_program(name)))
 
 
@@ -138,10 +140,18 @@ async def _sollol(stand: Stand) -> AsyncIterator[Running]:
             yield _running(started)
 
 
+def _plain(stand: Stand) -> AbstractAsyncContextManager[Running]:
+    return _bench_plain(stand, [word for url in stand.urls for word in ("--host", url)])
+
+
+def _server(stand: Stand) -> AbstractAsyncContextManager[Running]:
+    """No relay at all: aiohttp's server, which answers embeddings itself."""
+    return _bench_plain(stand, ["--alone"])
+
+
 @asynccontextmanager
-async def _plain(stand: Stand) -> AsyncIterator[Running]:
+async def _bench_plain(stand: Stand, words: Sequence[str]) -> AsyncIterator[Running]:
     port = free_port()
-    words = [word for url in stand.urls for word in ("--host", url)]
     command = (sys.executable, "-m", "sollol_proxy.lab.bench_plain", "--port", str(port), *words)
     with tempfile.TemporaryDirectory(prefix="bench-plain-") as folder:
         async with program_on(

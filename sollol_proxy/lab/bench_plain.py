@@ -4,7 +4,8 @@ A server and a client session with the settings that streams need; hosts take tu
 copied as they come. No queue, no health, no metrics, no log: what a proxy in Python can hardly fall
 below while it relays with aiohttp's own means.
 
-As a process: `python -m sollol_proxy.lab.bench_plain --port N --host URL ...`.
+As a process: `python -m sollol_proxy.lab.bench_plain --port N --host URL ...`. With `--alone` it
+asks no host and answers embeddings itself: what no relay behind aiohttp's server can go below.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from aiohttp import ClientError, ClientSession, ClientTimeout, DummyCookieJar, T
 from multidict import CIMultiDict
 from yarl import URL
 
+from sollol_proxy.lab.ask import EMBED
+from sollol_proxy.lab.bench_bytes import embedding
 from sollol_proxy.lab.process import add_process_arguments, announce_and_wait
 from sollol_proxy.server import lifecycle
 
@@ -51,6 +54,17 @@ class _Relay:
             raise
 
 
+class _Alone:
+    def __init__(self) -> None:
+        self._body = embedding(EMBED).partition(b"\r\n\r\n")[2]
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        await request.read()
+        if request.path != EMBED:
+            raise web.HTTPNotFound
+        return web.Response(body=self._body, content_type="application/json")
+
+
 def _end_to_end(headers: Iterable[tuple[str, str]]) -> CIMultiDict[str]:
     kept = CIMultiDict(headers)
     for name in _HOP_BY_HOP:
@@ -58,14 +72,14 @@ def _end_to_end(headers: Iterable[tuple[str, str]]) -> CIMultiDict[str]:
     return kept
 
 
-async def _serve(port: int, hosts: Sequence[str], until_eof: bool) -> int:
+async def _serve(port: int, hosts: Sequence[str], until_eof: bool, alone: bool) -> int:
     async with ClientSession(
         connector=TCPConnector(limit=0),
         timeout=ClientTimeout(total=None),
         auto_decompress=False,
         cookie_jar=DummyCookieJar(),
     ) as session:
-        relay = _Relay(session, hosts)
+        relay = _Alone() if alone else _Relay(session, hosts)
         app = web.Application(client_max_size=2**30)
         app.router.add_route("*", "/{path:.*}", relay.handle)
         runner = web.AppRunner(
@@ -84,10 +98,13 @@ async def _serve(port: int, hosts: Sequence[str], until_eof: bool) -> int:
 def main() -> None:
     """Serve until SIGTERM, SIGINT or the end of standard input."""
     parser = argparse.ArgumentParser(prog="python -m sollol_proxy.lab.bench_plain")
-    parser.add_argument("--host", action="append", required=True, help="base address; repeatable")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--host", action="append", help="base address; repeatable")
+    where.add_argument("--alone", action="store_true", help="no host: answer embeddings itself")
     add_process_arguments(parser)
     options = parser.parse_args()
-    raise SystemExit(lifecycle.run(_serve(options.port, options.host, options.until_eof)))
+    hosts = options.host or []
+    raise SystemExit(lifecycle.run(_serve(options.port, hosts, options.until_eof, options.alone)))
 
 
 if __name__ == "__main__":

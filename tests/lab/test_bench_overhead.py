@@ -145,6 +145,17 @@ def test_mistake_is_one_line_and_code_2(
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_server_alone_is_measured_by_what_it_can_answer(
+    benched: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--contenders", "sollol,server", "--measures", "small", "--policy", "round_robin")
+    lines = benched(*words)
+    assert [line["contender"] for line in lines] == ["sollol", "server"]
+    assert all(line["cpu_us_per_request"] > 0 and "error" not in line for line in lines)
+    assert bench_overhead.run(options("--contenders", "server", "--measures", "small,first")) == 2
+    assert "answers embeddings alone" in capsys.readouterr().err
+
+
 def test_program_that_is_missing_is_named_but_not_wanted_by_default(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
