@@ -26,6 +26,7 @@ from sollol_proxy.lab.bench_command import enter, json_file, run_until_signal, s
 from sollol_proxy.lab.bench_contenders import RIVALS, ContenderFailed, find_program
 from sollol_proxy.lab.bench_machine import affinity, family_memory_bytes, most_descriptors, pinned
 from sollol_proxy.lab.bench_overhead_arguments import (
+    MANY,
     MEASURES,
     SMALL,
     add_arguments,
@@ -35,6 +36,7 @@ from sollol_proxy.lab.bench_overhead_arguments import (
 from sollol_proxy.lab.bench_overhead_contenders import (
     BUILT_IN,
     SERVER,
+    SLOTS,
     Relay,
     Running,
     Stand,
@@ -50,6 +52,7 @@ from sollol_proxy.lab.simulate_plots import MatplotlibMissing, pyplot
 
 __all__ = ["add_arguments", "run"]
 
+_HOSTS = 4
 _SPARE_DESCRIPTORS = 500
 
 
@@ -83,7 +86,7 @@ async def _main(options: argparse.Namespace, relays: Sequence[Relay]) -> int:
         out = json_file(options.json, stack)
         stack.enter_context(pinned(cores.load))
         async with (
-            spawned_upstreams(options.hosts, options.first_port) as child,
+            spawned_upstreams(_hosts(options, sizes), options.first_port) as child,
             ClientSession() as session,
         ):
             stand = Stand(urls_of(child), cores.relay, options.policy)
@@ -234,6 +237,16 @@ def _sizes(options: argparse.Namespace) -> Sizes:
         say(f"{most} streams rather than {sizes.many.streams}: a process may have no more sockets")
         sizes = replace(sizes, many=Flows(most, sizes.many.rate))
     return sizes
+
+
+def _hosts(options: argparse.Namespace, sizes: Sizes) -> int:
+    """As many as asked for, or enough that no stream of `many` waits for a slot."""
+    most = sizes.many.streams if MANY in options.measures else 0
+    if not options.hosts:
+        return max(_HOSTS, -(-most // SLOTS))
+    if options.hosts * SLOTS < most:
+        say(f"{most} streams, and {options.hosts * SLOTS} slots: through ours, the others wait")
+    return int(options.hosts)
 
 
 async def _hold(stand: Stand) -> None:

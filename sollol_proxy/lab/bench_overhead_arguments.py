@@ -13,8 +13,8 @@ from sollol_proxy.lab.bench_overhead_contenders import BUILT_IN
 from sollol_proxy.lab.bench_overhead_measures import QUICK, Flows, Sizes
 from sollol_proxy.lab.bench_upstream import TICKS_PER_S
 
-SMALL = "small"
-MEASURES = ("first", "busy", "streams", SMALL, "many")
+SMALL, MANY = "small", "many"
+MEASURES = ("first", "busy", "streams", SMALL, MANY)
 
 _FULL = Sizes()
 _MOST_HOSTS = 200
@@ -62,7 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"of {', '.join(MEASURES)}; default: all",
     )
     parser.add_argument("--rounds", metavar="N", type=count, help="of every measure; default 3")
-    parser.add_argument("--hosts", metavar="N", type=_hosts, default=4, help="default 4")
+    parser.add_argument(
+        "--hosts", metavar="N", type=_hosts, help="default 4, or as many as have a slot a stream"
+    )
     parser.add_argument(
         "--streams",
         metavar="N@RATE,...",

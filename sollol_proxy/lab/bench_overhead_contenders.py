@@ -32,7 +32,7 @@ from sollol_proxy.lab.bench_upstream import addresses_of
 DIRECT, SOLLOL, PLAIN, SERVER = "direct", "sollol", "plain", "server"
 BUILT_IN = (DIRECT, SOLLOL, PLAIN, SERVER, NGINX, HAPROXY)
 
-_SLOTS = 1024
+SLOTS = 1024
 """Of a model on a host, the most that our configuration takes."""
 
 _SPARE_DESCRIPTORS = 900
@@ -50,7 +50,7 @@ class Stand:
     @property
     def upstreams(self) -> list[Upstream]:
         """The hosts as a load balancer knows them."""
-        return [Upstream(f"host-{n}", url, _SLOTS) for n, url in enumerate(self.urls, 1)]
+        return [Upstream(f"host-{n}", url, SLOTS) for n, url in enumerate(self.urls, 1)]
 
     @property
     def direct(self) -> Target:

@@ -145,6 +145,24 @@ def test_mistake_is_one_line_and_code_2(
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "count"),
+    [
+        ((), 9),
+        (("--measures", "small"), 4),
+        (("--many", "4000@5"), 4),
+        (("--many", "5000@5"), 5),
+        (("--hosts", "2"), 2),
+    ],
+)
+def test_no_stream_waits_for_a_slot_unless_hosts_are_counted_by_hand(
+    words: tuple[str, ...], count: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = options(*words)
+    assert bench_overhead._hosts(asked, bench_overhead_arguments.sizes_of(asked)) == count
+    assert ("the others wait" in capsys.readouterr().err) is (count == 2)
+
+
 def test_server_alone_is_measured_by_what_it_can_answer(
     benched: Call, capsys: pytest.CaptureFixture[str]
 ) -> None:
