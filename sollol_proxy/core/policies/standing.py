@@ -16,8 +16,8 @@ class Standing:
     """A lane in one plan. job: any of its jobs. By host index: row (None = not there), slots.
 
     loads_s: what a load adds at least to what a job feels; never less, since a runner that was not
-        in memory has to be loaded, whatever stands before. before_s: see
-        the function; 0 where there are no slots.
+        in memory has to be loaded, whatever stands before.
+    before_s: see the function; 0 where there are no slots.
     slots: those that its jobs may go to, the most promising for the first job of it first.
     idle: see `Scene`; None = not found yet.
     """
