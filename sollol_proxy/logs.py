@@ -167,33 +167,6 @@ def json_line(_logger: object, level: str, event: EventDict) -> bytes:
         return json.dumps(fields, default=repr).encode("ascii")
 
 
-def _json_of_request(record: RequestRecord, decision: Decision) -> bytes | None:
-    """What `json_line` makes of a plain request; None where `orjson` does not take a value."""
-    fields = {
-        "id": record.id,
-        "method": record.method,
-        "route": record.route,
-        "model": record.model,
-        "outcome": record.outcome._value_,
-        "status": record.status,
-        "host": decision.host_id,
-        "task": record.task_type._value_,
-        "priority": record.priority,
-        "attempts": record.attempts,
-        "queue_s": round(record.queue_s, 4),
-        "first_byte_s": round(record.first_byte_s or 0.0, 4),
-        "total_s": round(record.total_s, 4),
-        "bytes_out": record.body_bytes_out,
-        "event": "request",
-        "level": "info",
-        "timestamp": _now(),
-    }
-    try:
-        return orjson.dumps(fields)
-    except TypeError:
-        return None
-
-
 class _Requests:
     """What `configure` adds to structlog's loggers: a short way for the line of a plain request.
 
@@ -228,7 +201,7 @@ class _Requests:
         if processor.__class__ is ConsoleLine:
             line = processor.of_request(record, decision)
         elif processor is json_line:
-            line = _json_of_request(record, decision)
+            line = json_line(None, "info", {**_fields(record), "event": "request"})
         if line is None:
             return False
         self._logger.msg(line)
@@ -275,29 +248,31 @@ def access(log: structlog.typing.FilteringBoundLogger, record: RequestRecord) ->
     if plain_request is not None and plain_request(record):
         return
     write = log.info if record.outcome in _QUIET else log.warning
+    write("request", **_fields(record))
+
+
+def _fields(record: RequestRecord) -> dict[str, Any]:
     decision = record.decision
     # `_value_` is what `value` would find in two calls.
-    write(
-        "request",
-        id=record.id,
-        method=record.method,
-        route=record.route,
-        model=record.model or None,
-        outcome=record.outcome._value_,
-        status=record.status,
-        host=None if decision is None else decision.host_id,
-        hosts=list(record.hosts) or None,
-        task=record.task_type._value_,
-        priority=record.priority,
-        attempts=record.attempts,
-        queue_s=round(record.queue_s, 4),
-        first_byte_s=None if record.first_byte_s is None else round(record.first_byte_s, 4),
-        total_s=round(record.total_s, 4),
-        bytes_out=record.body_bytes_out,
-        **(
-            {"failures": [f"{host}: {reason}" for host, reason in record.failures]}
-            if record.failures
-            else {}
-        ),
-        **({"detail": record.detail} if record.detail else {}),
-    )
+    fields: dict[str, Any] = {
+        "id": record.id,
+        "method": record.method,
+        "route": record.route,
+        "model": record.model or None,
+        "outcome": record.outcome._value_,
+        "status": record.status,
+        "host": None if decision is None else decision.host_id,
+        "hosts": list(record.hosts) or None,
+        "task": record.task_type._value_,
+        "priority": record.priority,
+        "attempts": record.attempts,
+        "queue_s": round(record.queue_s, 4),
+        "first_byte_s": None if record.first_byte_s is None else round(record.first_byte_s, 4),
+        "total_s": round(record.total_s, 4),
+        "bytes_out": record.body_bytes_out,
+    }
+    if record.failures:
+        fields["failures"] = [f"{host}: {reason}" for host, reason in record.failures]
+    if record.detail:
+        fields["detail"] = record.detail
+    return fields

@@ -65,6 +65,11 @@ class Health:
         return self.base is HostState.EJECTED and self._failed_probes >= PROBES_TO_EJECT
 
     @property
+    def is_routable(self) -> bool:
+        """Whether the host may be given jobs: what `state` says, in one call."""
+        return self.base.is_routable and not self.is_draining
+
+    @property
     def state(self) -> HostState:
         """What pages and policies see."""
         return HostState.DRAINING if self.is_draining else self.base

@@ -107,13 +107,12 @@ class HostEntry:
         if explicit is not None:
             return explicit
         installed = self.installed.get(model)
-        is_embedder = installed is not None and "embedding" in installed.capabilities
-        return 1 if is_embedder else self.spec.slots
+        return 1 if installed is not None and installed.is_embedder else self.spec.slots
 
     def free_slots(self, model: str) -> int:
         """Slots for a model that are free now; names of one file share them."""
         health, by_model = self.health, self.in_flight_by_model
-        if health.is_draining or not health.base.is_routable:
+        if not health.is_routable:
             return 0
         running = by_model.get(model, 0)
         if self._aliases:
@@ -144,16 +143,7 @@ class HostEntry:
 
     def is_eligible(self, job: Job) -> bool:
         """Whether the host may take the job at all, now or when a slot is free."""
-        health, spec = self.health, self.spec
-        if health.is_draining or not health.base.is_routable:
-            return False
-        if not job.excluded and not job.only and not spec.deny and not spec.allow:
-            # Nearly always; the same as `suits`.
-            if job.model not in self.installed and job.kind.needs_model:
-                return False
-        elif not self.suits(job):
-            return False
-        return self.bars is None or not self.bars(self, job)
+        return self.health.is_routable and self.could_serve(job)
 
     def could_serve(self, job: Job) -> bool:
         """Whether the host could take the job if it were up."""

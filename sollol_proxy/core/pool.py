@@ -16,11 +16,8 @@ from sollol_proxy.core.health import HealthRules
 from sollol_proxy.core.hosts import HostEntry
 from sollol_proxy.core.memory import Memory
 from sollol_proxy.core.missing import MissingRoutes
-from sollol_proxy.core.queue import Lane, lane_of
+from sollol_proxy.core.queue import MAX_LANES_KEPT, Lane, lane_of
 from sollol_proxy.core.types import AttemptResult, HostSpec, InstalledModel, Job, JobKind
-
-_MAX_LANES_KEPT = 1024
-"""Names of models come from clients, so what is kept by lane has to be bounded."""
 
 
 class Pool:
@@ -28,7 +25,6 @@ class Pool:
 
     Whoever changes an entry calls `note` afterwards.
 
-    compares: there is something for which hosts may be left out; mostly there is not.
     is_all_up: every host may be given jobs. False also after a change until somebody asks which.
     """
 
@@ -41,8 +37,8 @@ class Pool:
         keeps_newest: bool,
         memory: Memory | None = None,
     ) -> None:
-        # Asked for each host and job, so it is kept.
-        self.compares = keeps_newest
+        # Asked for each host and job, so it is kept: mostly there is nothing to compare.
+        self._compares = keeps_newest
         bars = self._bars if keeps_newest else None
         self._hosts = {spec.id: HostEntry(spec, rules, now, bars, memory) for spec in specs}
         self._keeps_newest = keeps_newest
@@ -128,7 +124,7 @@ class Pool:
 
     def left_out(self, job: Job) -> list[tuple[str, str]]:
         """Host id and reason of the routable hosts that suit the job and do not get it."""
-        if not self.compares:
+        if not self._compares:
             return []
         return [
             (host.spec.id, self._why_barred(host, job))
@@ -138,7 +134,7 @@ class Pool:
 
     def is_missing_everywhere(self, job: Job) -> bool:
         """Whether every host that may take the job is known to lack its route."""
-        return self.compares and all(
+        return self._compares and all(
             self._missing.has(host, job.route) for host in self.eligible(job)
         )
 
@@ -146,8 +142,7 @@ class Pool:
 
     def note(self, host: HostEntry) -> None:
         """The host may have changed: what follows from how it was is forgotten."""
-        seen, health = self._seen.get(host.spec.id), host.health
-        is_routable = health.base.is_routable and not health.is_draining
+        seen, is_routable = self._seen.get(host.spec.id), host.health.is_routable
         # The inventory by identity: an entry replaces it when it changes, and only then.
         if (
             seen is not None
@@ -191,9 +186,9 @@ class Pool:
 
     def _missing_changed(self) -> None:
         self._known_elsewhere.clear()
-        self.compares = self._keeps_newest or len(self._missing) > 0
+        self._compares = self._keeps_newest or len(self._missing) > 0
         for host in self:
-            host.bars = self._bars if self.compares else None
+            host.bars = self._bars if self._compares else None
             host.touch()
 
     def _is_outdated(self, host: HostEntry, job: Job) -> bool:
@@ -212,7 +207,7 @@ class Pool:
                 and not self._missing.has(host, job.route)
                 for host in self.routable()
             )
-            if len(self._known_elsewhere) >= _MAX_LANES_KEPT:
+            if len(self._known_elsewhere) >= MAX_LANES_KEPT:
                 self._known_elsewhere.clear()
             self._known_elsewhere[lane] = known
         return known

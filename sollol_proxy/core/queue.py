@@ -28,6 +28,9 @@ from typing import NamedTuple
 
 from sollol_proxy.core.types import Job, JobKind
 
+MAX_LANES_KEPT = 256
+"""Names and routes come from clients, so what is kept by lane has to be bounded."""
+
 
 class Lane(NamedTuple):
     """What decides which hosts may take a job."""

@@ -201,8 +201,7 @@ class Scheduler:
         job = host.job(job_id)
         host.end(job_id, result, observation, detail, now)
         self._pool.note(host)
-        if self._pool.compares or result is AttemptResult.ROUTE_MISSING:
-            self._pool.learn_route(host, job, result)
+        self._pool.learn_route(host, job, result)
         if result is AttemptResult.COMPLETED and observation is not None:
             self.memory.stats.add(job, observation)
         effects: list[Effect] = []
@@ -408,7 +407,7 @@ class Scheduler:
         waited_s: float,
         predicted_wait_s: float | None,
     ) -> Dispatch:
-        reason = of_decision(job, self._pool) if self._pool.compares else ""
+        reason = of_decision(job, self._pool)
         host.begin(job, now)
         self._running[job.id] = host
         if decision.predicted_total_s is None:

@@ -61,6 +61,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=list(MEASURES),
         help=f"of {', '.join(MEASURES)}; default: all",
     )
+    _add_load_arguments(parser)
+    add_hold_arguments(parser)
+    parser.add_argument("--json", metavar="FILE", help="write one JSON line a run; - = stdout")
+    parser.add_argument("--plots", metavar="DIR", help="draw a picture (needs matplotlib)")
+
+
+def _add_load_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", metavar="N", type=count, help="of every measure; default 3")
     parser.add_argument(
         "--hosts", metavar="N", type=_hosts, help="default 4, or as many as have a slot a stream"
@@ -90,9 +97,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quick", action="store_true", help="small and one round: whether everything works"
     )
-    add_hold_arguments(parser)
-    parser.add_argument("--json", metavar="FILE", help="write one JSON line a run; - = stdout")
-    parser.add_argument("--plots", metavar="DIR", help="draw a picture (needs matplotlib)")
 
 
 def sizes_of(options: argparse.Namespace) -> Sizes:

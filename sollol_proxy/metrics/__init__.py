@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 from sollol_proxy.core.snapshots import Snapshot
-from sollol_proxy.core.types import HostState, Outcome, RequestRecord
+from sollol_proxy.core.types import Outcome, RequestRecord
+from sollol_proxy.metrics.hosts import HostMetrics
 from sollol_proxy.metrics.tallies import Histogram, Tally
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -29,7 +30,7 @@ _ERRORS_S = (-60, -30, -10, -5, -2, -1, -0.5, -0.1, 0.1, 0.5, 1, 2, 5, 10, 30, 6
 class Metrics:
     """One application's metrics, in a registry of their own.
 
-    The first six carry the names of the founding documents.
+    The first three, and the first three of a host, carry the names of the founding documents.
     """
 
     def __init__(self) -> None:
@@ -40,21 +41,10 @@ class Metrics:
         self._latency = self._histogram(
             "sollol_request_latency_seconds", "From arrival to the end of the answer", "endpoint"
         )
-        self._host_latency_ms = self._gauge(
-            "sollol_host_latency_ms", "Expected first token of a 256-token prompt", "host"
-        )
-        self._host_success = self._gauge(
-            "sollol_host_success_rate", "Decayed share of attempts that ended well", "host"
-        )
-        self._host_failures = self._counter(
-            "sollol_worker_failures", "Attempts that failed by the host's fault", "host"
-        )
         self._active = Gauge(
             "sollol_active_requests", "Jobs in flight on all hosts", registry=self.registry
         )
-        self._host_first_token = self._gauge(
-            "sollol_host_first_token_seconds", "Expected first token of a 256-token prompt", "host"
-        )
+        self._hosts = HostMetrics(self.registry)
         self._outcomes = self._counter(
             "sollol_outcomes", "Requests by how they ended", "endpoint", "outcome"
         )
@@ -66,7 +56,9 @@ class Metrics:
         self._queue_wait = self._histogram(
             "sollol_queue_wait_seconds", "Time in the queue, all attempts together", "priority"
         )
-        self._queue_depth = self._gauge("sollol_queue_depth", "Jobs that wait", "priority")
+        self._queue_depth = Gauge(
+            "sollol_queue_depth", "Jobs that wait", ("priority",), registry=self.registry
+        )
         self._attempts = self._counter(
             "sollol_attempts",
             "Attempts, and parts of requests to several hosts, by the host and how they ended",
@@ -88,18 +80,11 @@ class Metrics:
         self._tokens = self._counter(
             "sollol_tokens", "Tokens as hosts counted them", "host", "direction"
         )
-        self._state = self._gauge(
-            "sollol_host_state", "1 for the state a host is in", "host", "state"
-        )
-        self._in_flight = self._gauge("sollol_in_flight", "Jobs in flight", "host")
-        self._slots = self._gauge("sollol_host_slots", "Jobs one model runs at once", "host")
-        self._resident = self._gauge("sollol_resident_models", "Models in memory", "host")
         self._plan_faults = Counter(
             "sollol_plan_faults",
             "Times the policy raised, or named a host that may not take the job",
             registry=self.registry,
         )
-        self._failures_seen: dict[str, int] = {}
         self._plan_faults_seen = 0
 
     def observe(self, record: RequestRecord) -> None:
@@ -154,29 +139,13 @@ class Metrics:
             depth = snapshot.waiting_by_priority.get(priority, 0)
             self._queue_depth.labels(str(priority)).set(depth)
         for host in snapshot.hosts:
-            host_id = host.spec.id
-            self._in_flight.labels(host_id).set(host.in_flight)
-            self._slots.labels(host_id).set(host.spec.slots)
-            self._resident.labels(host_id).set(len(host.resident))
-            if host.success_ratio is not None:
-                self._host_success.labels(host_id).set(host.success_ratio)
-            if host.first_token_s is not None:
-                self._host_first_token.labels(host_id).set(host.first_token_s)
-                self._host_latency_ms.labels(host_id).set(host.first_token_s * 1000)
-            for state in HostState:
-                self._state.labels(host_id, state.value).set(1 if host.state is state else 0)
-            counted = self._failures_seen.get(host_id, 0)
-            self._host_failures.add(host.failures - counted, host_id)
-            self._failures_seen[host_id] = host.failures
+            self._hosts.tell(host)
         return generate_latest(self.registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Tally:
         tally = Tally(name, text, labels)
         self.registry.register(tally)
         return tally
-
-    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        return Gauge(name, text, labels, registry=self.registry)
 
     def _histogram(
         self, name: str, text: str, *labels: str, buckets: Sequence[float] = _SECONDS

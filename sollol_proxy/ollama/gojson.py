@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import orjson
 
 Object: TypeAlias = Mapping[str, Any]
+
+_T = TypeVar("_T")
 
 _BLANKS = " \t\r\n"
 
@@ -49,12 +51,7 @@ def text(value: Object, key: str) -> str:
     Raises:
         WrongType: it is something else.
     """
-    found = value.get(key)
-    if found is None:
-        return ""
-    if not isinstance(found, str):
-        raise WrongType(key)
-    return found
+    return _typed(value, key, "")
 
 
 def flag(value: Object, key: str, default: bool) -> bool:
@@ -63,12 +60,7 @@ def flag(value: Object, key: str, default: bool) -> bool:
     Raises:
         WrongType: it is something else.
     """
-    found = value.get(key)
-    if found is None:
-        return default
-    if not isinstance(found, bool):
-        raise WrongType(key)
-    return found
+    return _typed(value, key, default)
 
 
 def items(value: Object, key: str) -> list[Any]:
@@ -77,12 +69,7 @@ def items(value: Object, key: str) -> list[Any]:
     Raises:
         WrongType: it is something else.
     """
-    found = value.get(key)
-    if found is None:
-        return []
-    if not isinstance(found, list):
-        raise WrongType(key)
-    return found
+    return _typed(value, key, [])
 
 
 def members(value: Object, key: str) -> dict[str, Any]:
@@ -91,10 +78,14 @@ def members(value: Object, key: str) -> dict[str, Any]:
     Raises:
         WrongType: it is something else.
     """
+    return _typed(value, key, {})
+
+
+def _typed(value: Object, key: str, default: _T) -> _T:
     found = value.get(key)
     if found is None:
-        return {}
-    if not isinstance(found, dict):
+        return default
+    if not isinstance(found, type(default)):
         raise WrongType(key)
     return found
 

@@ -42,10 +42,6 @@ async def carry_out(
             host = services.hosts[lease.decision.host_id]
             try:
                 async with open_attempt(services.upstreams, host, outbound, lease) as upstream:
-                    if upstream.status < judge.FIRST_ERROR:
-                        return await _answer(
-                            services, request, exchange, job, lease, upstream, judge.GOOD
-                        )
                     verdict = await judge.judge(upstream, exchange.route, job)
                     again = _again(services, job, outbound, host.id, verdict)
                     if again is None:

@@ -10,9 +10,6 @@ from sollol_proxy.errors import AttemptFailed, Phase, UpstreamBroke
 from sollol_proxy.ollama.routes import Route
 from sollol_proxy.server.upstream import Upstream
 
-FIRST_ERROR = 400
-"""The lowest status of an answer that says no; whatever is below is good."""
-
 ERROR_BODY_BYTES = 2**14
 """Bytes of an error answer that are looked at."""
 
@@ -64,7 +61,7 @@ async def judge(upstream: Upstream, route: Route, job: Job) -> Verdict:
         AttemptFailed: the connection ended within an error answer.
     """
     status = upstream.status
-    if status < FIRST_ERROR:
+    if status < 400:
         return GOOD
     if status == 404 and upstream.content_type.startswith("text/plain"):
         detail = f"HTTP 404: this version of Ollama has no {route.path}"

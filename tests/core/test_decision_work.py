@@ -109,11 +109,11 @@ class Requests:
 @pytest.mark.parametrize(
     ("policy", "kind", "hosts", "most"),
     [
-        ("completion_time", JobKind.EMBED, 4, 100),
-        ("completion_time", JobKind.EMBED, 8, 100),
-        ("completion_time", JobKind.GENERATE, 8, 141),
-        ("seven_factor", JobKind.EMBED, 4, 210),
-        ("seven_factor", JobKind.GENERATE, 4, 240),
+        ("completion_time", JobKind.EMBED, 4, 120),
+        ("completion_time", JobKind.EMBED, 8, 120),
+        ("completion_time", JobKind.GENERATE, 8, 160),
+        ("seven_factor", JobKind.EMBED, 4, 255),
+        ("seven_factor", JobKind.GENERATE, 4, 285),
     ],
 )
 def test_request_costs_a_bounded_number_of_calls(

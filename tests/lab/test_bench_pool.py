@@ -118,8 +118,9 @@ async def test_reset_is_refused_while_a_request_is_there(
         status, _ = await control(session, pool, "/reset")
         assert status == 409
         response.close()
-    while pool.hosts[0].in_flight:  # noqa: ASYNC110 - the handler's end sets no event
-        await asyncio.sleep(0)
+    async with asyncio.timeout(30):
+        while pool.hosts[0].in_flight:  # noqa: ASYNC110 - the handler's end sets no event
+            await asyncio.sleep(0)
     status, _ = await control(session, pool, "/reset")
     assert status == 200
 

@@ -133,13 +133,18 @@ async def test_lines_are_written_at_the_end_and_in_order(path: Path) -> None:
     ]
 
 
+async def until_written(path: Path, count: int) -> None:
+    async with asyncio.timeout(30):
+        while len(lines_of(path)) < count:  # noqa: ASYNC110 - a file has no events
+            await asyncio.sleep(0)
+
+
 async def test_lines_are_written_after_a_while(path: Path) -> None:
     log = log_of(path, flush_s=0.001)
     log.start()
     for count in (1, 2):
         log.add(RECORD, FACTS, 100.0)
-        while len(lines_of(path)) < count:  # noqa: ASYNC110 - a file has no events
-            await asyncio.sleep(0)
+        await until_written(path, count)
     await log.stop()
     assert len(lines_of(path)) == 2
 
@@ -150,8 +155,7 @@ async def test_lines_are_written_when_there_are_many(path: Path) -> None:
     await asyncio.sleep(0)
     for _ in range(1 + decision_log.FLUSH_BYTES // 300):
         log.add(RECORD, FACTS, 100.0)
-    while not lines_of(path):  # noqa: ASYNC110
-        await asyncio.sleep(0)
+    await until_written(path, 1)
     await log.stop()
 
 

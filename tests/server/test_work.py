@@ -22,7 +22,7 @@ OURS = str(Path(sollol_proxy.__file__).parent)
 CORE = f"{OURS}/core/"
 
 CALLS_A_RECORD = 7
-CALLS_A_REQUEST = 330
+CALLS_A_REQUEST = 340
 
 RELAY = ("connection.py", "relay.py", "direct.py", "wire.py", "protocol.py")
 

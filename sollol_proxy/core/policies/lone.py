@@ -46,7 +46,7 @@ class _Place(NamedTuple):
 class _Before(NamedTuple):
     """What comes before the job on a host, seconds.
 
-    free_s: until a slot is free. begins_s: until the job's turn. The rest as in `layout.Step`.
+    free_s: until a slot is free. begins_s: until the job's turn. The rest as in `slots.Step`.
     """
 
     free_s: float
@@ -119,8 +119,9 @@ def _places(
 ) -> list[_Place] | None:
     """The hosts that the job may go to; None where only a plan can tell.
 
-    The sums of `scene._Lane` and `explain.price_on`, in the same order: equal to the last bit. One
-    loop, because every request goes through it with every host. work: tokens to read and write.
+    The sums of `standing.Standing` and `explain.price_on`, in the same order: equal to the last
+    bit. One loop, because every request goes through it with every host. work: tokens to read and
+    write.
     """
     memory, asked_tokens = views.memory, job.prompt_tokens_est
     prompt, tokens = work

@@ -80,12 +80,12 @@ class Standing:
         """Put the slots in order. wish: of the first job."""
         own_s, before_s = wish.own_s, self.before_s
         found = [
-            (own_s[index] + before_s[index] + slot.states[0][0], place, slot)
+            (own_s[index] + before_s[index] + slot.states[0][0], index, place, slot)
             for index, _, _ in self._rates
-            for place, slot in enumerate(self._slots[index], start=index * 1000)
+            for place, slot in enumerate(self._slots[index])
         ]
-        found.sort()  # no two have the same place
-        wish.slots = self.slots = [slot for _, _, slot in found]
+        found.sort()  # no two have the same host and place
+        wish.slots = self.slots = [slot for _, _, _, slot in found]
 
     def _own_s(self, job: Job) -> Seconds:
         """Seconds on each host without a load."""
