@@ -14,6 +14,7 @@ def scheduler_rules(config: Config) -> SchedulerRules:
         max_waiting=queue.max_waiting,
         ageing_s=queue.ageing,
         boost_s=queue.boost,
+        overtaking_s=queue.overtaking,
         no_host_wait_s=queue.no_host_wait,
         keeps_newest=config.drift == "newest",
         health=HealthRules(retries.eject_after, retries.backoff, retries.backoff_max),

@@ -79,6 +79,7 @@ class QueueSection(Section):
     ageing: seconds of waiting that are worth one priority level (the founding formula).
     boost: how far the policy completion_time lets short jobs stand before long ones of their
         priority, against those of others 40 s at most; 0 = by priority and arrival alone.
+    overtaking: a job that has waited for so long is overtaken by none of its priority any more.
     no_host_wait: how long a job waits when no host that could take it is up; covers a restart.
     default_priority: 1 (batch) to 10 (critical), where neither request nor route says one.
     route_priorities: by path such as `/api/embed`.
@@ -87,7 +88,8 @@ class QueueSection(Section):
     max_waiting: Annotated[WholeNumber, Field(ge=0, le=1_000_000)] = 512
     deadline: PositiveDuration | None = None
     ageing: PositiveDuration = 60.0
-    boost: Duration = 120.0
+    boost: Duration = 300.0
+    overtaking: Duration = 240.0
     no_host_wait: Duration = 2.0
     default_priority: Priority = 5
     route_priorities: dict[str, Priority] = Field(default_factory=dict)

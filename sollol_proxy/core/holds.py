@@ -1,14 +1,16 @@
 """Jobs that wait beside a free slot because a better place is expected: why, and until when.
 
 A hold begins when a job is first found beside a free slot and ends when the job goes, or when no
-free slot is left for it. Its bound is set at its beginning and never moved: the seconds that the
-job would need on the best idle host. So waiting for a better place can cost a job at most as much
-again as taking the worse one at once.
+free slot is left for it. Its bound, counted from its beginning, is the seconds that the job would
+need on the best idle host. No plan moves it. Only where it is reached, that host has been given
+away and all that are idle by then would need longer, it is put off to what the best of them would
+need. So waiting for a better place can cost a job at most as much again as the place that it gets.
 """
 
 from __future__ import annotations
 
 from heapq import heappop, heappush
+from typing import NamedTuple
 
 from sollol_proxy.core.queue import Lane
 
@@ -16,11 +18,16 @@ MAX_HOLD_S = 300.0
 """Longest hold, whatever is predicted."""
 
 
+class _Held(NamedTuple):
+    begun_s: float
+    bound_s: float
+
+
 class Holds:
     """The holds of this moment, by lane."""
 
     def __init__(self) -> None:
-        self._by_lane: dict[Lane, dict[str, float]] = {}
+        self._by_lane: dict[Lane, dict[str, _Held]] = {}
         self._bounds: dict[Lane, list[tuple[float, str]]] = {}
         """Heaps; what has gone is dropped when it comes up."""
 
@@ -40,8 +47,20 @@ class Holds:
         """The job is beside a free slot, where it would need so long; a hold goes on as it is."""
         held = self._by_lane.setdefault(lane, {})
         if job_id not in held:
-            held[job_id] = bound_s = now + min(idle_s, MAX_HOLD_S)
-            heappush(self._bounds.setdefault(lane, []), (bound_s, job_id))
+            self._set(lane, held, job_id, now, idle_s)
+
+    def put_off(self, lane: Lane, job_id: str, idle_s: float, now: float) -> bool:
+        """Whether the hold goes on, because the job would need so long on the best idle host now.
+
+        Raises:
+            KeyError: the job is not held.
+        """
+        held = self._by_lane[lane]
+        begun_s = held[job_id].begun_s
+        if begun_s + min(idle_s, MAX_HOLD_S) <= now:
+            return False
+        self._set(lane, held, job_id, begun_s, idle_s)
+        return True
 
     def end(self, lane: Lane, job_id: str) -> None:
         """The job has gone."""
@@ -59,21 +78,29 @@ class Holds:
         held = self._by_lane.get(lane)
         if not held or self._first_s(lane, held) > now:
             return []
-        due = [(bound_s, job_id) for job_id, bound_s in held.items() if bound_s <= now]
+        due = [(each.bound_s, job_id) for job_id, each in held.items() if each.bound_s <= now]
         return [job_id for _, job_id in sorted(due)]
 
     def bound_s(self, lane: Lane, job_id: str) -> float | None:
         """Until when the job is held; None = it is not."""
-        return self._by_lane.get(lane, {}).get(job_id)
+        held = self._by_lane.get(lane, {}).get(job_id)
+        return None if held is None else held.bound_s
 
     def next_bound_s(self) -> float | None:
         """The first bound; None when nobody is held."""
         firsts = (self._first_s(lane, held) for lane, held in self._by_lane.items())
         return min(firsts, default=None)
 
-    def _first_s(self, lane: Lane, held: dict[str, float]) -> float:
+    def _set(
+        self, lane: Lane, held: dict[str, _Held], job_id: str, begun_s: float, idle_s: float
+    ) -> None:
+        bound_s = begun_s + min(idle_s, MAX_HOLD_S)
+        held[job_id] = _Held(begun_s, bound_s)
+        heappush(self._bounds.setdefault(lane, []), (bound_s, job_id))
+
+    def _first_s(self, lane: Lane, held: dict[str, _Held]) -> float:
         """The first bound of a lane in which somebody is held."""
         bounds = self._bounds[lane]
-        while held.get(bounds[0][1]) != bounds[0][0]:
+        while (first := held.get(bounds[0][1])) is None or first.bound_s != bounds[0][0]:
             heappop(bounds)
         return bounds[0][0]

@@ -134,6 +134,15 @@ class Planned:
                 holds.begin(lane, job.id, idle_s, now)
         return left
 
+    def put_off(self, lane: Lane, job_id: str, free: Sequence[HostEntry], now: float) -> bool:
+        """Whether a job is held beyond its bound, since all that is free now is worse than that."""
+        job = self._queue.get(job_id)
+        free = [host for host in free if job is not None and _is_free_for(job, host)]
+        if job is None or not free:
+            return False
+        [idle_s] = self._idle_times([job], free, now)
+        return self.holds.put_off(lane, job_id, idle_s, now)
+
     def is_passed_over(
         self, first: Job, plan: Plan, hosts: Sequence[HostEntry], now: float
     ) -> bool:

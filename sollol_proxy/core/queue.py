@@ -10,7 +10,8 @@ A policy may add one thing among jobs of one priority and another against the re
 of one priority stand in a file, in the order of the first, and whose turn it is among the files,
 their first jobs tell by the second. So nobody waits for jobs that came later than itself by more
 than what can be added within a file, the levels between the two, and what can be added against
-other priorities.
+other priorities. And whoever has waited for `overtaking_s` moves to the front of its file, behind
+none but those who came before it: from then on nobody of its priority overtakes it.
 
 Jobs that the same hosts may take stand in the same lane, a file for each priority in it. What has
 no free host is skipped lane by lane, so a thousand jobs for a busy model hide nobody else's turn.
@@ -21,8 +22,9 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from heapq import heappop, heappush, merge
+from heapq import heapify, heappop, heappush, merge
 from itertools import islice
+from math import inf
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -30,6 +32,9 @@ from sollol_proxy.core.types import Job, JobKind
 
 MAX_LANES_KEPT = 256
 """Names and routes come from clients, so what is kept by lane has to be bounded."""
+
+FEW = 64
+"""Jobs that have gone are not looked for where there are no more."""
 
 
 class Lane(NamedTuple):
@@ -56,15 +61,20 @@ NO_SHIFT = Shift(0.0, 0.0)
 
 
 class _Place(NamedTuple):
-    """key: within its file. across: against the first of another one."""
+    """Where a job stands.
 
+    rank: 0 where it is overtaken no more, else 1. key: within its file. across: against the first
+    of another one.
+    """
+
+    rank: int
     key: float
     serial: int
     across: float
     job: Job
 
 
-_BY_KEY = attrgetter("key", "serial")
+_WITHIN = attrgetter("rank", "key", "serial")
 _ACROSS = attrgetter("across", "serial")
 
 _Files = dict[int, list[_Place]]
@@ -88,14 +98,19 @@ class Queue:
     """Waiting jobs in order. Not bounded by itself: the scheduler refuses.
 
     ageing_s: seconds of waiting that are worth one level of priority.
+    overtaking_s: seconds of waiting after which no later job of the same priority goes before;
+        what has waited for so long is moved by `settle`.
     entries: by job id; changed by nobody else. Empty = nobody waits.
     """
 
-    def __init__(self, ageing_s: float) -> None:
+    def __init__(self, ageing_s: float, overtaking_s: float = inf) -> None:
         self.ageing_s = ageing_s
+        self._overtaking_s = overtaking_s
         self._lanes: dict[Lane, _Files] = {}
         self.entries: dict[str, Entry] = {}
         self._deadlines: list[tuple[float, str]] = []
+        self._arrivals: list[tuple[float, str]] = []
+        """A heap of those who may still be overtaken; what has gone is dropped when it comes up."""
         self._serial = 0
 
     def __len__(self) -> int:
@@ -118,28 +133,44 @@ class Queue:
             raise ValueError(f"job {job.id} waits already")
         self._serial += 1
         key = self.key(job)
-        place = _Place(key + shift.within, self._serial, key + shift.across, job)
+        place = _Place(1, key + shift.within, self._serial, key + shift.across, job)
         self.entries[job.id] = Entry(place, now, shift)
-        files = self._lanes.setdefault(lane_of(job), {})
-        insort(files.setdefault(job.priority, []), place, key=_BY_KEY)
+        self._stand(place)
         if job.deadline_s is not None:
             heappush(self._deadlines, (job.deadline_s, job.id))
+        if len(self._arrivals) > 2 * len(self.entries) + FEW:
+            # Most of them have gone long before they could come up.
+            self._arrivals = [
+                (entry.place.job.arrived_s, job_id)
+                for job_id, entry in self.entries.items()
+                if entry.place.rank
+            ]
+            heapify(self._arrivals)
+        else:
+            heappush(self._arrivals, (job.arrived_s, job.id))
 
     def remove(self, job_id: str) -> Job | None:
         """Take a job out; None when it does not wait."""
         entry = self.entries.pop(job_id, None)
         if entry is None:
             return None
-        place = entry.place
-        job, lane = place.job, lane_of(place.job)
-        files = self._lanes[lane]
-        places = files[job.priority]
-        del places[bisect_left(places, _BY_KEY(place), key=_BY_KEY)]
-        if not places:
-            del files[job.priority]
-            if not files:
-                del self._lanes[lane]
-        return job
+        self._leave(entry.place)
+        return entry.place.job
+
+    def settle(self, now: float) -> None:
+        """Move those who have waited for long enough to the front of their files."""
+        arrivals = self._arrivals
+        while arrivals and arrivals[0][0] + self._overtaking_s <= now:
+            _, job_id = heappop(arrivals)
+            entry = self.entries.get(job_id)
+            if entry is None:
+                continue
+            place = entry.place
+            job = place.job
+            if place.rank and job.arrived_s + self._overtaking_s <= now:
+                self._leave(place)
+                entry.place = place._replace(rank=0, key=self.key(job))
+                self._stand(entry.place)
 
     def replace(self, job: Job) -> None:
         """Put a job in the place of the one with its id; it keeps the time it has waited.
@@ -204,6 +235,20 @@ class Queue:
             and entry.place.job.deadline_s == deadline_s
         }
         return list(overdue.values())
+
+    def _stand(self, place: _Place) -> None:
+        files = self._lanes.setdefault(lane_of(place.job), {})
+        insort(files.setdefault(place.job.priority, []), place, key=_WITHIN)
+
+    def _leave(self, place: _Place) -> None:
+        lane, priority = lane_of(place.job), place.job.priority
+        files = self._lanes[lane]
+        places = files[priority]
+        del places[bisect_left(places, _WITHIN(place), key=_WITHIN)]
+        if not places:
+            del files[priority]
+            if not files:
+                del self._lanes[lane]
 
     def _drop_stale_deadlines(self) -> None:
         while self._deadlines:

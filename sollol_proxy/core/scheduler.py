@@ -75,6 +75,7 @@ class SchedulerRules:
     max_waiting: int = 512
     ageing_s: float = 60.0
     boost_s: float | None = None
+    overtaking_s: float = 240.0
     no_host_wait_s: float = 2.0
     keeps_newest: bool = False
     health: HealthRules = field(default_factory=HealthRules)
@@ -105,7 +106,7 @@ class Scheduler:
         self._policy = policy
         self._fallback = LeastInFlight(rng)
         self._rules = rules
-        self._queue = Queue(rules.ageing_s)
+        self._queue = Queue(rules.ageing_s, rules.overtaking_s)
         self._running: dict[str, HostEntry] = {}
         self._stranded_since: dict[str, float] = {}
         self._is_draining = False
@@ -442,6 +443,8 @@ class Scheduler:
         """Give out what can be given out. arrived: nothing has happened but that this job came."""
         effects: list[Effect] = []
         more = bool(len(self._queue))
+        if more:
+            self._queue.settle(now)
         while more:
             # Each round that dispatches something may open the way for another: a plan may put
             # only one model at a time on a host. Rounds are bounded by the jobs that wait.
@@ -513,6 +516,8 @@ class Scheduler:
                 for decision in self._plan(self._fallback, [job], free, now):
                     done = self._carry_out(decision, now, effects) or done
             for job_id in planned.holds.due(lane, now):
+                if planned.put_off(lane, job_id, free, now):
+                    continue
                 if not self._end_hold(planned, job_id, hosts, now, effects):
                     break
                 done = True

@@ -21,7 +21,7 @@ from sollol_proxy.lab.replay_run import Answer, Setup, play
 from sollol_proxy.lab.simspec import SimModel
 
 AGEINGS_S = (15.0, 60.0, 240.0)
-BOOSTS_S = (0.0, 40.0, 120.0, 360.0)
+BOOSTS_S = (0.0, 40.0, 120.0, 300.0, 900.0)
 
 MOST_HOSTS = 8
 """Hosts whose slots are tried: those that had the most requests."""

@@ -24,6 +24,7 @@ EXAMPLES = {
     "SOLLOL_QUEUE__DEADLINE": ("5m", "5m"),
     "SOLLOL_QUEUE__AGEING": ("30", "30"),
     "SOLLOL_QUEUE__BOOST": ("0", "0"),
+    "SOLLOL_QUEUE__OVERTAKING": ("90s", "90s"),
     "SOLLOL_QUEUE__NO_HOST_WAIT": ("0", "0"),
     "SOLLOL_QUEUE__DEFAULT_PRIORITY": ("1", "1"),
     "SOLLOL_QUEUE__ROUTE_PRIORITIES": ("{/api/embed: 3}", "{/api/embed: 3}"),

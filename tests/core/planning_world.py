@@ -120,7 +120,7 @@ class World:
         self.rng = rng = Random(seed)
         self.lies = lies
         self.now = 0.0
-        self.steps = self.held = 0
+        self.steps = self.held = self.put_off = 0
         self.waiting: dict[str, Job] = {}
         self.running: dict[str, tuple[Job, str]] = {}
         self.ends: list[tuple[float, str]] = []
@@ -326,7 +326,9 @@ class World:
                 bounds[job_id] = bound_s
                 if bound_s != self.bounds.get(job_id):
                     self.held += 1
-                    assert job_id not in self.bounds or job_id not in self.beside, "bound moved"
+                    if job_id in self.bounds and job_id in self.beside:
+                        assert self.bounds[job_id] <= self.now + CLOSE_S, "bound moved too early"
+                        self.put_off += 1
                     longest_s = min(self.policy.idle_s[job_id], MAX_HOLD_S)
                     assert bound_s <= self.now + longest_s + CLOSE_S, "the bound is too far"
         self.beside = beside

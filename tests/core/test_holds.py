@@ -47,6 +47,22 @@ def test_hold_is_never_moved_by_a_later_plan(
 
 
 @few
+@given(idle_s=durations, again_s=durations, now=instants, later_s=durations)
+def test_hold_is_put_off_to_what_is_needed_now_counted_from_its_beginning(
+    idle_s: float, again_s: float, now: float, later_s: float
+) -> None:
+    holds = Holds()
+    holds.begin(LANE, "a", idle_s, now)
+    before_s, later = holds.bound_s(LANE, "a"), now + later_s
+    put_off_s = now + min(again_s, MAX_HOLD_S)
+    assert holds.put_off(LANE, "a", again_s, later) is (put_off_s > later)
+    assert holds.bound_s(LANE, "a") == (put_off_s if put_off_s > later else before_s)
+    assert holds.next_bound_s() == holds.bound_s(LANE, "a")
+    holds.begin(LANE, "a", 0.0, later)
+    assert holds.next_bound_s() == (put_off_s if put_off_s > later else before_s)
+
+
+@few
 @given(begun=begins, now=instants)
 def test_due_are_exactly_those_past_their_bound_and_the_first_due_comes_first(
     begun: list[tuple[Lane, str, float, float]], now: float

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sollol_proxy.core.queue import Queue, Shift
+from sollol_proxy.core.queue import FEW, Queue, Shift
 from tests.core.builders import job
 
 AGEING_S = 60.0
@@ -152,6 +152,72 @@ def test_places_of_a_queue_and_of_its_lanes_agree(
     for waiting in list(queue):
         assert queue.remove(waiting.id) is waiting
     assert (len(queue), queue.lanes(), list(queue)) == (0, [], [])
+
+
+OVERTAKING_S = 200.0
+
+
+@given(rows=shifted, data=st.data())
+def test_who_has_waited_for_long_is_overtaken_by_none_of_its_priority(
+    rows: list[tuple[int, int, str, float, float]], data: st.DataObject
+) -> None:
+    queue, kept = Queue(AGEING_S, OVERTAKING_S), Queue(AGEING_S)
+    rows.sort(key=lambda row: row[0])
+    for number, (arrived_s, priority, model, within, across) in enumerate(rows):
+        queue.settle(float(arrived_s))
+        name = f"j{number}"
+        asked = job(name, arrived_s=float(arrived_s), priority=priority, model=model)
+        for each in (queue, kept):
+            each.add(asked, float(arrived_s), Shift(within, across))
+        if number and data.draw(st.booleans()):
+            # One goes, and comes back as it was or in the lane of another model.
+            back = job(f"j{number - 1}", arrived_s=float(rows[number - 1][0]), model="z")
+            for each in (queue, kept):
+                each.replace(back)
+    now = rows[-1][0] + data.draw(st.floats(0.0, 2 * OVERTAKING_S))
+    queue.settle(now)
+    late = {each.id for each in queue if each.arrived_s + OVERTAKING_S <= now}
+    for priority in {each.priority for each in queue}:
+        file = [each for each in queue if each.priority == priority]
+        ahead = [each for each in file if each.id in late]
+        assert file[: len(ahead)] == ahead
+        assert [each.arrived_s for each in ahead] == sorted(each.arrived_s for each in ahead)
+        # All others stand as if nobody had moved.
+        others = [each.id for each in kept if each.priority == priority and each.id not in late]
+        assert [each.id for each in file[len(ahead) :]] == others
+    for lane in queue.lanes():
+        assert queue.in_lane(lane) == queue.window(len(rows), lane.__eq__)
+    for waiting in list(queue):
+        assert queue.remove(waiting.id) is waiting
+    assert (len(queue), queue.lanes()) == (0, [])
+
+
+def test_job_that_comes_again_under_an_old_name_is_not_taken_for_the_first() -> None:
+    queue = Queue(AGEING_S, OVERTAKING_S)
+    queue.add(job("a"), 0.0)
+    queue.remove("a")
+    queue.add(job("b", arrived_s=150.0), 150.0)
+    queue.add(job("a", arrived_s=190.0), 190.0)
+    queue.settle(200.0)
+    assert [each.id for each in queue] == ["b", "a"]
+    queue.add(job("short", arrived_s=210.0), 210.0, Shift(-300.0, 0.0))
+    queue.settle(389.9)
+    assert [each.id for each in queue] == ["b", "short", "a"]
+    queue.settle(390.0)
+    assert [each.id for each in queue] == ["b", "a", "short"]
+
+
+def test_what_is_kept_of_those_who_have_gone_is_bounded() -> None:
+    queue = Queue(AGEING_S, OVERTAKING_S)
+    queue.add(job("long"), 0.0)
+    for number in range(1000):
+        queue.add(job(f"j{number}"), 0.0)
+        queue.remove(f"j{number}")
+    assert len(queue._arrivals) <= 2 * len(queue) + FEW + 1
+    queue.add(job("short", arrived_s=1.0), 1.0, Shift(-300.0, 0.0))
+    assert [each.id for each in queue] == ["short", "long"]
+    queue.settle(OVERTAKING_S)
+    assert [each.id for each in queue] == ["long", "short"]
 
 
 def test_short_job_stands_before_long_ones_of_its_own_priority_alone() -> None:

@@ -28,8 +28,7 @@ class Options:
     """Constants of the planner. Measured in simulation over mixed, many-model and chat traffic.
 
     boost_s: how far short jobs stand before long ones of their priority; 0 = order of arrival. 20
-        to 200 serve alike but for a queue of minutes, where 120 has a fifth less mean than 40, half
-        the median and a fifth more P99.
+        to 600 serve alike but for a queue of minutes: the longer, the lower its mean and median.
     boost_across_s: the most of it that counts against other priorities, a level of which is worth
         60 s: with 120, short jobs would overtake long ones six levels above.
     wait_price: of a second of waiting against one of work, because a job that waits for a fast
@@ -47,9 +46,9 @@ class Options:
         ones and this many that will be free soonest.
     """
 
-    boost_s: float = 120.0
+    boost_s: float = 300.0
     boost_across_s: float = 40.0
-    wait_price: float = 2.0
+    wait_price: float = 1.75
     load_price: float = 5.0
     eviction_price: float = 2.0
     power: float = 1.2
