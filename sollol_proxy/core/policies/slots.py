@@ -57,6 +57,7 @@ class Wish:
         felt_s: Seconds,
         tokens: Sequence[str],
         loads_s: Sequence[float],
+        slots: Sequence[Slot] = (),
     ) -> None:
         self.order = order
         self.weight = weight
@@ -65,7 +66,7 @@ class Wish:
         self.felt_s = felt_s
         self.tokens = tokens
         self.loads_s = loads_s
-        self.slots: Sequence[Slot] = ()
+        self.slots = slots
 
 
 NOBODY = 1 << 60
