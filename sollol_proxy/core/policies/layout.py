@@ -250,7 +250,7 @@ class Layout:
             loaded, last = slot.loaded, placed[index - 1][3]
             ends = _ends_before(slot.ends, index)
             placed = placed[index:]
-        lost: list[tuple[float, float]] = []
+        felt: list[tuple[float, float]] = []
         for own_s, base_s, weight, token in placed:
             if token != last:
                 if last:
@@ -269,13 +269,13 @@ class Layout:
                 at_s, held, total, felt_s = self._after(slot, each, at_s, held, total)
                 cost = total - before
             states.append((at_s, held, total))
-            slope = rise * cost / (felt_s + 1e-9)
-            lost.append((slope, bent * slope / (felt_s + 0.5)))
+            felt.append((felt_s, cost))
         # By place, what all from there on lose.
         slopes, bends, slope, bend = [0.0], [0.0], 0.0, 0.0
-        for its_slope, its_bend in reversed(lost):
+        for felt_s, cost in reversed(felt):
+            its_slope = rise * cost / (felt_s + 1e-9)
             slope += its_slope
-            bend += its_bend
+            bend += bent * its_slope / (felt_s + 0.5)
             slopes.append(slope)
             bends.append(bend)
         if index:
