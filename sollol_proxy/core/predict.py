@@ -50,16 +50,25 @@ def output_tokens(memory: Memory, job: Job, beyond: float = 0.0) -> float:
     )
 
 
-def work_of(memory: Memory, job: Job) -> tuple[float, float]:
-    """Tokens that a host has to read, nothing cached, and is expected to write."""
+def work_of(memory: Memory, job: Job, ratio: float | None = None) -> tuple[float, float]:
+    """Tokens that a host has to read, nothing cached, and is expected to write.
+
+    ratio: `Memory.prompt_ratio` of the job's model, where it is known already.
+    """
     kind, prompt_tokens = job.kind, job.prompt_tokens_est
     if kind is JobKind.LOAD or kind is JobKind.TRANSCRIBE:
         return 0.0, 0.0
-    tokens = output_tokens(memory, job) if kind is JobKind.GENERATE else 0.0
-    return (
-        (prompt_tokens if prompt_tokens > 1 else 1) * memory.prompt_ratio(job.model),
-        tokens,
-    )
+    if ratio is None:
+        ratio = memory.prompt_ratio(job.model)
+    prompt = (prompt_tokens if prompt_tokens > 1 else 1) * ratio
+    if kind is not JobKind.GENERATE:
+        return prompt, 0.0
+    # `output_tokens` once more: every job that waits is asked for at each plan.
+    limit = job.output_limit_tokens
+    if limit is not None and limit <= 0:
+        limit = None
+    lengths = memory.lengths
+    return prompt, lengths.expected(job.task_type, job.model, prompt_tokens, limit=limit)
 
 
 def load_s(host: HostView, model: str) -> float:

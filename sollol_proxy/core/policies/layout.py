@@ -14,12 +14,12 @@ This is the hot path of a decision, hence the flat records and the one long loop
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
 from math import inf
 
 from sollol_proxy.core.policies.slots import (
     NO_TOKENS,
     NOBODY,
+    Ends,
     Held,
     Placed,
     Slot,
@@ -46,6 +46,7 @@ class Layout:
     def __init__(self, price: float, power: float) -> None:
         self._price = price
         self._power = power
+        self._rise, self._bent = power * price, (power - 1) * price / 2
         self._where: dict[int, Slot] = {}
         self._starts: dict[int, tuple[Sequence[Slot], list[_Start]]] = {}
         """By the identity of the slots, which are those of a lane."""
@@ -77,10 +78,11 @@ class Layout:
         """Put a job where the sum grows least."""
         slot, index = self._best_place(wish)
         if slot is not None:
-            slot.wishes.insert(index, wish)
-            slot.placed.insert(index, _placed(wish, slot.host))
-            slot.runs.add(wish.tokens[slot.host])
-            slot.first = slot.wishes[0].order if len(slot.wishes) < slot.most else -1
+            wishes, placed = slot.wishes, _placed(wish, slot.host)
+            wishes.insert(index, wish)
+            slot.placed.insert(index, placed)
+            slot.runs.add(placed[3])
+            slot.first = wishes[0].order if len(wishes) < slot.most else -1
             self._walk(slot, index)
             self._where[wish.order] = slot
 
@@ -101,7 +103,10 @@ class Layout:
         chosen, at, steep = None, 0, 0.0
         power, weight, age_s, order = self._power, wish.weight, wish.age_s, wish.order
         own, felt = wish.own_s, wish.felt_s
-        for slot, host, token, before_s, is_late, is_held in self._starts_of(wish):
+        starts = self._starts.get(id(wish.slots))
+        if starts is None:
+            starts = self._starts[id(wish.slots)] = wish.slots, self._make_starts(wish)
+        for slot, host, token, before_s, is_late, is_held in starts[1]:
             feels_s = age_s + felt[host] + before_s
             if feels_s >= limit_s and token not in slot.loaded:
                 continue
@@ -134,14 +139,8 @@ class Layout:
                     limit_s = feels_s + loses / steep
         return chosen, at
 
-    def _starts_of(self, wish: Wish) -> list[_Start]:
-        """The slots that a job may go to, equal for all jobs of a lane."""
-        known = self._starts.get(id(wish.slots))
-        if known is None:
-            known = self._starts[id(wish.slots)] = wish.slots, self._make_starts(wish)
-        return known[1]
-
     def _make_starts(self, wish: Wish) -> list[_Start]:
+        """Of the slots that a job may go to, equal for all jobs of a lane."""
         price, starts = self._price, list[_Start]()
         for slot in wish.slots:
             host, (at_s, held, _) = slot.host, slot.states[0]
@@ -170,14 +169,15 @@ class Layout:
 
         best: of other slots. None = nothing here is better.
         """
-        at, enough = None, _enough(best)
-        own_s, base_s = wish.own_s[slot.host], wish.age_s + wish.felt_s[slot.host]
+        host, at, enough = slot.host, None, best * TIE_RATIO if best > 0 else best
+        own_s, base_s = wish.own_s[host], wish.age_s + wish.felt_s[host]
+        price, states, ready_s = self._price, slot.states, slot.ready_s
         for index in _places(slot, wish, token):
-            at_s, held, _ = slot.states[index]
+            at_s, held, _ = states[index]
             if token in held:
-                if slot.ready_s:
-                    at_s = max(at_s, slot.ready_s.get(token, 0.0))
-                feels_s, behind = base_s + self._price * at_s, ~index
+                if ready_s:
+                    at_s = max(at_s, ready_s.get(token, 0.0))
+                feels_s, behind = base_s + price * at_s, ~index
                 loses = (slot.slopes[behind] + slot.bends[behind] * own_s) * own_s
                 if loses + steep * (feels_s - limit_s) >= 0:
                     continue
@@ -186,7 +186,8 @@ class Layout:
                 step = slot.step(held, token)
                 growth = self._growth_with_load(slot, wish, index, step, best)
             if growth < enough:
-                best, enough, at = growth, _enough(growth), index
+                best, at = growth, index
+                enough = growth * TIE_RATIO if growth > 0 else growth
         return best, at
 
     def _growth_with_load(
@@ -240,19 +241,20 @@ class Layout:
     def _walk(self, slot: Slot, index: int) -> None:
         """Work the states out anew from the i-th job on, and the slopes."""
         placed, is_ready = slot.placed, not slot.ready_s
-        price, power = self._price, self._power
-        state = slot.states[index]
-        states, (at_s, held, total) = [state], state
-        rise, bent = power * price, (power - 1) * price / 2
-        slopes: list[float] = []
-        bends: list[float] = []
-        loaded, ends, last = NO_TOKENS, NO_TOKENS, ""
+        price, power, rise, bent = self._price, self._power, self._rise, self._bent
+        states = slot.states[: index + 1]
+        at_s, held, total = states[index]
+        loaded, last = NO_TOKENS, ""
+        ends: Ends = {}
         if index:
-            loaded, ends, last = slot.loaded, slot.ends, placed[index - 1][3]
-        for own_s, base_s, weight, token in placed[index:] if index else placed:
+            loaded, last = slot.loaded, placed[index - 1][3]
+            ends = _ends_before(slot.ends, index)
+            placed = placed[index:]
+        felt: list[tuple[float, float]] = []
+        for own_s, base_s, weight, token in placed:
             if token != last:
                 if last:
-                    ends = ends | {last}
+                    ends[last] = (*ends.get(last, ()), len(states) - 1)
                 last = token
             if is_ready and token in held:
                 felt_s = base_s + price * at_s
@@ -267,17 +269,19 @@ class Layout:
                 at_s, held, total, felt_s = self._after(slot, each, at_s, held, total)
                 cost = total - before
             states.append((at_s, held, total))
-            slope = rise * cost / (felt_s + 1e-9)
-            slopes.append(slope)
-            bends.append(bent * slope / (felt_s + 0.5))
+            felt.append((felt_s, cost))
         # By place, what all from there on lose.
-        slopes = [*accumulate(reversed(slopes), initial=0.0)]
-        bends = [*accumulate(reversed(bends), initial=0.0)]
+        slopes, bends, slope, bend = [0.0], [0.0], 0.0, 0.0
+        for felt_s, cost in reversed(felt):
+            its_slope = rise * cost / (felt_s + 1e-9)
+            slope += its_slope
+            bend += bent * its_slope / (felt_s + 0.5)
+            slopes.append(slope)
+            bends.append(bend)
         if index:
-            more, bent_more = slopes[-1] - slot.slopes[~index], bends[-1] - slot.bends[~index]
+            more, bent_more = slope - slot.slopes[~index], bend - slot.bends[~index]
             slopes += [old + more for old in slot.slopes[len(slot.slopes) - index :]]
             bends += [old + bent_more for old in slot.bends[len(slot.bends) - index :]]
-            states = slot.states[:index] + states
         slot.states, slot.slopes, slot.bends = states, slopes, bends
         slot.slope, slot.bend, slot.loaded, slot.ends = slopes[-1], bends[-1], loaded, ends
 
@@ -291,7 +295,11 @@ def _placed(wish: Wish, host: int) -> Placed:
     return wish.own_s[host], wish.age_s + wish.felt_s[host], wish.weight, wish.tokens[host]
 
 
-_FIRST = (0,)
+def _ends_before(ends: Ends, index: int) -> Ends:
+    """Those that a change from the i-th job on leaves where they are."""
+    return {
+        token: left for token, its in ends.items() if (left := tuple(n for n in its if n < index))
+    }
 
 
 def _places(slot: Slot, wish: Wish, token: str) -> Sequence[int]:
@@ -304,14 +312,7 @@ def _places(slot: Slot, wish: Wish, token: str) -> Sequence[int]:
     # Jobs are mostly put in from the last to the first.
     while first < count and wishes[first].order < order:
         first += 1
-    if count < 2 or token not in slot.runs or len(slot.runs) < 2:
-        return (first,) if first else _FIRST
-    tokens = [each[3] for each in slot.placed]
-    if token not in tokens:
+    ends = slot.ends.get(token)
+    if ends is None:
         return (first,)
-    ends = [
-        index
-        for index in range(1, count)
-        if tokens[index - 1] == token != tokens[index] and index != first
-    ]
-    return (first, *ends)
+    return (first, *[index for index in ends if index != first])

@@ -117,8 +117,8 @@ class HostOutlook:
         self._loads: dict[str, float] = {}
         self._tokens: dict[str, str] = {}
         self._ways: dict[tuple[Held, str], _Way] = {}
-        self._evictions_s: dict[tuple[Held, str], float] = {}
-        """As in `Step`."""
+        self._priced: dict[tuple[Held, str], tuple[_Way, float]] = {}
+        """Each with `Step.eviction_s`."""
         self._steps: dict[tuple[Held, str], Step] = {}
 
     def look(self, view: HostView, moment: Moment) -> None:
@@ -130,9 +130,9 @@ class HostOutlook:
             self.is_on_trial = view.state is HostState.PROBATION
             self._tokens = {name: token_of(view, name) for name in view.resident}
             self.held = tuple(self._tokens.values())
-            self._ways, self._evictions_s, self._priced_s = {}, {}, now
+            self._ways, self._priced, self._priced_s = {}, {}, now
         elif now - self._priced_s > PRICED_S:
-            self._evictions_s, self._priced_s = {}, now
+            self._priced, self._priced_s = {}, now
         if self._steps:  # their prices are those of a moment
             self._steps = {}
         if view.running or self._ends_s or not self._is_seen:
@@ -237,28 +237,30 @@ class HostOutlook:
         if step is None:
             if not self._is_seen:
                 self._see()
-            way, eviction_s = self._ways.get(key), self._evictions_s.get(key)
-            if way is None or eviction_s is None:
-                # Of several busy models the less busy leave first, so these have to be asked again.
+            priced = self._priced.get(key)
+            if priced is None:
+                way = self._ways.get(key)
+                # Of several busy models the less busy leave first, so these are asked again.
                 if way is None or way.learnt != self._memory.learnt or len(self._busy_s) > 1:
                     way = self._ways[key] = self._make_way(held, token)
-                eviction_s = self._evictions_s[key] = self._price(way.gone)
-            step = self._steps[key] = self._at_this_moment(way, eviction_s)
+                priced = self._priced[key] = way, self._price(way.gone)
+            step = self._steps[key] = self._at_this_moment(*priced)
         return step
 
     def _at_this_moment(self, way: _Way, eviction_s: float) -> Step:
         # Loads of one host run one after the other.
-        loading_s, drain_s, busy_s = way.load_s, 0.0, self._busy_s
+        after, its_s, _, drains, _ = way
+        loading_s, drain_s, busy_s = its_s, 0.0, self._busy_s
         if self._loads:
             loading_s += max(self._loads.values())
         if busy_s:
-            for name in way.drains:
+            for name in drains:
                 if name in busy_s and busy_s[name] > drain_s:
                     drain_s = busy_s[name]
         price_s = eviction_s
-        if way.load_s:
-            price_s += self._moment.blocking(self._prices) * way.load_s
-        return Step(way.held, loading_s, price_s, drain_s, eviction_s)
+        if its_s:
+            price_s += self._moment.blocking(self._prices) * its_s
+        return Step(after, loading_s, price_s, drain_s, eviction_s)
 
     def _make_way(self, held: Held, token: str) -> _Way:
         view, model = self.view, name_of(token)

@@ -146,12 +146,16 @@ class Scene:
         self.jobs = jobs
         self.is_partial = False
         self._memory, self._prices = views.memory, views.prices
-        self._keys = [lane_key(job) for job in jobs]
-        self._rates: dict[object, LaneRates] = {}
-        for job, key in zip(jobs, self._keys, strict=True):
-            if key not in self._rates:
-                self._rates[key] = views.lanes.rates(job, key)
-        self._looked_at: dict[object, set[str]] | None = None
+        self._rates: list[LaneRates] = []
+        """Of each job's lane."""
+        lanes: dict[object, LaneRates] = {}
+        for job in jobs:
+            key = lane_key(job)
+            rates = lanes.get(key)
+            if rates is None:
+                rates = lanes[key] = views.lanes.rates(job, key)
+            self._rates.append(rates)
+        self._looked_at: dict[LaneRates, set[str]] | None = None
         chosen: Sequence[HostView] = hosts
         if len(hosts) > options.large_pool:
             chosen = self._choose(views.lanes, hosts, options.looked_at_hosts, now)
@@ -159,10 +163,12 @@ class Scene:
         ordered = sorted(chosen, key=lambda host: (turn_of(host), host.spec.id))
         moment = self._moment = Moment(hosts, now, len(jobs))
         self.hosts = [views.outlook(host, moment) for host in ordered]
+        self._ordered = ordered
         if any(job.kind is JobKind.EMBED for job in jobs):  # nothing else may run there
             self.hosts += [side for host in self.hosts if (side := host.side()) is not None]
         self._slots = [host.slots(index, len(jobs)) for index, host in enumerate(self.hosts)]
-        self._lanes: dict[object, Standing] = {}
+        self._lanes: list[Standing] = []
+        """Of each job."""
         self.wishes = self._wishes(options.priority_weight, now)
         self._layout = Layout(options.wait_price, options.power)
         self._taken: dict[int, dict[str, int]] = {}
@@ -174,7 +180,7 @@ class Scene:
         """Jobs that go now, each with the index of its host."""
         layout = self._layout
         # One lane without caches and loads is laid out well in one pass: measured, no difference.
-        varied = len(self._lanes) > 1 or any(job.prefix for job in self.jobs)
+        varied = len(set(self._rates)) > 1 or any(job.prefix for job in self.jobs)
         layout.fill(self.wishes, improve=varied)
         starts = []
         for slot in (slot for slots in self._slots for slot in slots):
@@ -217,7 +223,7 @@ class Scene:
         tokens = output_tokens(memory, job)
         return {
             index: price_on(self.hosts[index], job, row, self._wait_s(index, wish), memory, tokens)
-            for index, row in enumerate(self._lanes[self._keys[wish.order]].rows)
+            for index, row in enumerate(self._lanes[wish.order].rows)
             if row is not None and (index == chosen or not self.hosts[index].is_side)
         }
 
@@ -265,7 +271,7 @@ class Scene:
             own_s = 0.0
         if not self._roomy:
             return Hold(job.id, host_id, turn_s, own_s)
-        idle_for = self._lanes[self._keys[wish.order]].idle
+        idle_for = self._lanes[wish.order].idle
         if idle_for is None:
             idle_for = self._idle_for(wish)
         if not idle_for:
@@ -284,7 +290,7 @@ class Scene:
 
         Equal for all jobs of a lane. Index, id, seconds.
         """
-        job, lane = self.jobs[wish.order], self._lanes[self._keys[wish.order]]
+        job, lane = self.jobs[wish.order], self._lanes[wish.order]
         lane.idle = [
             (host, self.hosts[host].view.spec.id, before_s(self.hosts[host], lane.tokens[host]))
             for host in self._roomy
@@ -294,38 +300,39 @@ class Scene:
 
     def _wishes(self, base: float, now: float) -> list[Wish]:
         """What each job wants. base: weight of a job against one a priority lower."""
-        lanes, wishes = self._lanes, []
-        for order, (job, key) in enumerate(zip(self.jobs, self._keys, strict=True)):
-            lane, age_s = lanes.get(key), now - job.arrived_s
+        seen, wishes = dict[LaneRates, Standing](), []
+        for order, (job, rates) in enumerate(zip(self.jobs, self._rates, strict=True)):
+            lane, age_s = seen.get(rates), now - job.arrived_s
             weight = base ** (job.priority - 5)
+            if age_s < 0:
+                age_s = 0.0
             if lane is None:
-                rows = self._rows(job, key)
+                rows = self._rows(job, rates)
                 load_price = self._prices.of_load(self._moment.crowd)
                 lane = Standing(self._memory, job, rows, self.hosts, self._slots, load_price)
-                lanes[key] = lane
-                wish = lane.wish(order, job, weight, age_s if age_s > 0 else 0.0)
+                seen[rates] = lane
+                wish = lane.wish(order, job, weight, age_s)
                 lane.find_slots(wish)
             else:
-                wish = lane.wish(order, job, weight, age_s if age_s > 0 else 0.0)
+                wish = lane.wish(order, job, weight, age_s)
+            self._lanes.append(lane)
             wishes.append(wish)
         return wishes
 
-    def _rows(self, job: Job, key: object) -> Sequence[Row | None]:
+    def _rows(self, job: Job, rates: LaneRates) -> Sequence[Row | None]:
         """The lane's rows by host index; None = it is not to be considered there."""
-        rates = self._rates[key]
         if self._looked_at is not None:
-            looked_at = self._looked_at[key]
+            looked_at = self._looked_at[rates]
             return [
                 None
                 if host.view.spec.id not in looked_at or (host.is_side and not host.may_join(job))
                 else rates.row(host.view, is_side=host.is_side)
                 for host in self.hosts
             ]
-        places = [host for host in self.hosts if not host.is_side]
-        rows = rates.rows([host.view for host in places])
+        rows = rates.rows(self._ordered)
         return rows + [
             rates.row(host.view, is_side=True) if host.may_join(job) else None
-            for host in self.hosts[len(places) :]
+            for host in self.hosts[len(self._ordered) :]
         ]
 
     def _choose(
@@ -335,11 +342,11 @@ class Scene:
         looked_at = self._looked_at = {}
         survey = lanes.survey
         survey.begin(hosts, now)
-        for job, key in zip(self.jobs, self._keys, strict=True):
-            if key not in looked_at:
+        for job, rates in zip(self.jobs, self._rates, strict=True):
+            if rates not in looked_at:
                 prompt, tokens = work_of(self._memory, job)
-                looked_at[key], leaves_out = survey.promising(
-                    self._rates[key], few, prompt=prompt, tokens=tokens
+                looked_at[rates], leaves_out = survey.promising(
+                    rates, few, prompt=prompt, tokens=tokens
                 )
                 self.is_partial = self.is_partial or leaves_out
         chosen = set().union(*looked_at.values())
@@ -361,7 +368,7 @@ class Scene:
 
     def _alone_s(self, wish: Wish, index: int) -> float:
         """Seconds on a host where the job would be next."""
-        return wish.own_s[index] + self._lanes[self._keys[wish.order]].before_s[index]
+        return wish.own_s[index] + self._lanes[wish.order].before_s[index]
 
     def _take(self, job: Job, index: int) -> bool:
         """Spend a slot of the host, if the job may still have one."""

@@ -57,6 +57,7 @@ class Wish:
         felt_s: Seconds,
         tokens: Sequence[str],
         loads_s: Sequence[float],
+        slots: Sequence[Slot] = (),
     ) -> None:
         self.order = order
         self.weight = weight
@@ -65,12 +66,15 @@ class Wish:
         self.felt_s = felt_s
         self.tokens = tokens
         self.loads_s = loads_s
-        self.slots: Sequence[Slot] = ()
+        self.slots = slots
 
 
 NOBODY = 1 << 60
 
 NO_TOKENS: frozenset[str] = frozenset()
+
+Ends: TypeAlias = dict[str, tuple[int, ...]]
+"""By token, the places of the jobs of others that follow jobs of this runner."""
 
 
 class Slot:
@@ -80,7 +84,7 @@ class Slot:
     ready_s: moment from which a runner may be used beside what runs there; absent = at once.
     most: jobs that may be planned here. placed: of `wishes`, what walking them needs.
     runs: runners that have been planned here. loaded: those of them that are loaded on the way.
-    ends: those after whose jobs others follow.
+    ends: where a run of one of them ends and another one's follows.
     first: order of the first job; beyond all where none is planned, below all where none may be
         added.
     slopes, bends: by place from behind, how the jobs from there on gain cost with each second they
@@ -126,7 +130,8 @@ class Slot:
         self.slopes = [0.0]
         self.bends = [0.0]
         self.slope = self.bend = 0.0
-        self.loaded = self.ends = NO_TOKENS
+        self.loaded = NO_TOKENS
+        self.ends: Ends = {}
 
     def turn_s(self, index: int) -> float:
         """When the i-th job begins."""

@@ -34,31 +34,35 @@ class Standing:
         self.rows = rows
         self.slots: Sequence[Slot] = ()
         self.idle: Sequence[tuple[int, str, float]] | None = None
-        self.tokens = [row.token if row is not None else "" for row in rows]
-        self.loads_s = [row.load_s * load_price if row is not None else 0.0 for row in rows]
-        self.before_s = [
-            0.0 if row is None or row.token in host.held or not its else before_s(host, row.token)
-            for row, host, its in zip(rows, hosts, slots, strict=True)
-        ]
+        self.tokens = [""] * len(rows)
+        self.loads_s = [0.0] * len(rows)
+        self.before_s = [0.0] * len(rows)
         self._memory = memory
         self._hosts, self._slots = hosts, slots
-        rates = [
-            (index, row.prefill_s * row.slowed, row.decode_s * row.slowed)
-            for index, row in enumerate(rows)
-            if row is not None
-        ]
-        self._rates = rates
-        self._is_everywhere = len(rates) == len(rows)
-        self._harm = [(index, 1 + row.harm) for index, row in enumerate(rows) if row and row.harm]
-        self._loading = [
-            (index, loading_s)
-            for index, (row, host) in enumerate(zip(rows, hosts, strict=True))
-            if host.view.loading
-            and row is not None
-            and row.token in host.held
-            and host.free() > 0
-            and (loading_s := host.loading_s(job.model))
-        ]
+        self._ratio = memory.prompt_ratio(job.model)
+        self._indexes: list[int] = []
+        self._rates: list[tuple[float, float]] = []
+        self._harm: list[tuple[int, float]] = []
+        self._loading: list[tuple[int, float]] = []
+        for index, row in enumerate(rows):
+            if row is None:
+                continue
+            token, prefill_s, decode_s, slowed, load_s, harm, _ = row
+            host = hosts[index]
+            self.tokens[index] = token
+            self._indexes.append(index)
+            self._rates.append((prefill_s * slowed, decode_s * slowed))
+            if load_s:
+                self.loads_s[index] = load_s * load_price
+            if token not in host.held:
+                if slots[index]:
+                    step = host.step(host.held, token)
+                    self.before_s[index] = step[3] + step[1]
+            elif host.view.loading and host.free() > 0:
+                self._loading.append((index, host.loading_s(job.model)))
+            if harm:
+                self._harm.append((index, 1 + harm))
+        self._is_everywhere = len(self._rates) == len(rows)
 
     def wish(self, order: int, job: Job, weight: float, age_s: float) -> Wish:
         """What one of its jobs wants."""
@@ -72,16 +76,14 @@ class Standing:
             felt_s = own_s.copy()
             for index, harm in self._harm:
                 felt_s[index] *= harm
-        wish = Wish(order, weight, age_s, own_s, felt_s, self.tokens, self.loads_s)
-        wish.slots = self.slots
-        return wish
+        return Wish(order, weight, age_s, own_s, felt_s, self.tokens, self.loads_s, self.slots)
 
     def find_slots(self, wish: Wish) -> None:
         """Put the slots in order. wish: of the first job."""
         own_s, before_s = wish.own_s, self.before_s
         found = [
             (own_s[index] + before_s[index] + slot.states[0][0], index, place, slot)
-            for index, _, _ in self._rates
+            for index in self._indexes
             for place, slot in enumerate(self._slots[index])
         ]
         found.sort()  # no two have the same host and place
@@ -96,22 +98,15 @@ class Standing:
                 for index, (row, host) in enumerate(zip(self.rows, self._hosts, strict=True))
                 if row is not None
             }
-        prompt, tokens = work_of(memory, job)
-        own_s: Seconds
-        if self._is_everywhere:
-            own_s = [
-                prompt * prefill_s + tokens * decode_s for _, prefill_s, decode_s in self._rates
-            ]
-        else:
-            own_s = {
-                index: prompt * prefill_s + tokens * decode_s
-                for index, prefill_s, decode_s in self._rates
-            }
+        prompt, tokens = work_of(memory, job, self._ratio)
+        own_s: Seconds = [prompt * reads_s + tokens * writes_s for reads_s, writes_s in self._rates]
+        if not self._is_everywhere:
+            own_s = dict(zip(self._indexes, own_s, strict=True))
         if job.prefix and prompt:
             matching = memory.affinity.matching(job)
             if matching:
-                most, ratio = max(job.prompt_tokens_est - 1, 0), memory.prompt_ratio(job.model)
-                for index, prefill_s, _ in self._rates:
+                most, ratio = max(job.prompt_tokens_est - 1, 0), self._ratio
+                for index, (prefill_s, _) in zip(self._indexes, self._rates, strict=True):
                     matched = matching.get(self._hosts[index].view.spec.id, 0)
                     if matched:
                         own_s[index] -= min(matched, most) * ratio * prefill_s

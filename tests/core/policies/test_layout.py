@@ -129,6 +129,14 @@ def assert_walked(slot: Slot, price: float, power: float) -> None:
         felt_s = (cost / wish.weight) ** (1 / power)
         slope += power * price * cost / felt_s
         assert slot.slopes[~index] == pytest.approx(slope, rel=1e-5)
+    tokens = [wish.tokens[slot.host] for wish in slot.wishes]
+    assert slot.ends == {
+        token: places
+        for token in tokens
+        if (
+            places := tuple(n for n in range(1, len(tokens)) if tokens[n - 1] == token != tokens[n])
+        )
+    }
     assert slot.slopes[0] == slot.bends[0] == 0.0
     assert (slot.slope, slot.bend) == (slot.slopes[-1], slot.bends[-1])
 
@@ -148,6 +156,26 @@ def test_states_equal_a_walk_from_scratch_whatever_was_put_in_and_taken_out(
             assert layout.slot_of(wish) is None
         for slot in places:
             assert_walked(slot, price, power)
+
+
+@settings(max_examples=100)
+@given(tokens=st.lists(st.sampled_from("ab"), min_size=2, max_size=9), data=st.data())
+def test_walk_from_any_job_on_says_what_one_from_the_first_would(
+    tokens: list[str], data: st.DataObject
+) -> None:
+    """Runs of few runners, split and joined anywhere."""
+    slot, layout = Slot(0, 0.0, TOKENS, no_step, {}, 1 << 30), Layout(PRICE, POWER)
+    for order, token in enumerate(tokens):
+        index = data.draw(st.integers(0, len(slot.wishes)))
+        slot.wishes.insert(index, Wish(order, 1.0, 0.0, [2.0], [2.0], [token], [0.0]))
+        slot.placed.insert(index, (2.0, 2.0, 1.0, token))
+        layout._walk(slot, index)
+        assert_walked(slot, PRICE, POWER)
+    while slot.wishes:
+        index = data.draw(st.integers(0, len(slot.wishes) - 1))
+        del slot.wishes[index], slot.placed[index]
+        layout._walk(slot, index)
+        assert_walked(slot, PRICE, POWER)
 
 
 @settings(max_examples=150)
