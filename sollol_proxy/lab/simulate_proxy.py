@@ -127,6 +127,7 @@ class ProxyFront:
 
     def gone(self, request: Request) -> None:
         """Take it out of the queue, or close its connection."""
+        self._tell_progress()  # rather now: it may bring the request to a host
         if self._waiting.pop(request.id, None) is not None:
             self._ask(partial(self._scheduler.withdraw, request.id, self._now))
             return

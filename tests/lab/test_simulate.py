@@ -143,6 +143,22 @@ def test_one_host_with_one_slot_is_a_queue_in_order_of_arrival(front_name: str) 
     assert [served.ended_s for served in world.served] == pytest.approx(expected)
 
 
+def test_client_that_leaves_when_progress_brings_its_request_to_a_host_leaves_the_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    host = SimSpec("h", models=(MODEL,), resident=("m",))
+    front, request = ProxyFront("least_in_flight", [host], 0), Request("r", 0.0, MODEL, 9, 9, 9)
+    world = World([host], [], front)
+    front.start(world)
+    monkeypatch.setattr(front, "_ask", lambda question: asked.append(question.func.__name__))
+    asked: list[str] = []
+    front.arrive(request)
+    monkeypatch.setattr(front, "_tell_progress", lambda: front._dispatch("r", "h"))
+    front.gone(request)
+    assert asked == ["submit", "finish"]
+    assert world.hosts["h"].busy_slots == 0
+
+
 def test_prompt_cache_makes_later_turns_of_a_conversation_start_sooner() -> None:
     host = SimSpec("h", prefill_tps=100.0, models=(MODEL,), resident=("m",))
     second = Request("b", 0.0, MODEL, 1040, 10, 1040, session=3)
