@@ -60,15 +60,8 @@ def work_of(memory: Memory, job: Job, ratio: float | None = None) -> tuple[float
         return 0.0, 0.0
     if ratio is None:
         ratio = memory.prompt_ratio(job.model)
-    prompt = (prompt_tokens if prompt_tokens > 1 else 1) * ratio
-    if kind is not JobKind.GENERATE:
-        return prompt, 0.0
-    # `output_tokens` once more: every job that waits is asked for at each plan.
-    limit = job.output_limit_tokens
-    if limit is not None and limit <= 0:
-        limit = None
-    lengths = memory.lengths
-    return prompt, lengths.expected(job.task_type, job.model, prompt_tokens, limit=limit)
+    tokens = output_tokens(memory, job) if kind is JobKind.GENERATE else 0.0
+    return (prompt_tokens if prompt_tokens > 1 else 1) * ratio, tokens
 
 
 def load_s(host: HostView, model: str) -> float:

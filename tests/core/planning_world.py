@@ -20,7 +20,7 @@ from sollol_proxy.core.policies.base import HostView, Plan
 from sollol_proxy.core.policies.completion_time import CompletionTime
 from sollol_proxy.core.policies.explain import price_on
 from sollol_proxy.core.policies.lanes import LaneBook
-from sollol_proxy.core.policies.outlook import HostOutlook, LoadPrices, Moment
+from sollol_proxy.core.policies.outlook import HostOutlook, Moment, Prices
 from sollol_proxy.core.queue import lane_of
 from sollol_proxy.core.scheduler import Scheduler, SchedulerRules
 from sollol_proxy.core.types import (
@@ -103,7 +103,7 @@ class Watched(CompletionTime):
 
         A load under way counts for the model that is being loaded and for loads behind it.
         """
-        seen = HostOutlook(host, self.memory, LoadPrices(1.0, 0.0))
+        seen = HostOutlook(host, self.memory, Prices(1.0, 1.0, 1.0, 0.0))
         seen.look(host, Moment([host], now))
         row = LaneBook(self.memory).rates(asked).row(host)
         assert row is not None, "held beside a host that may not take the job"

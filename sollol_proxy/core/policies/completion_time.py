@@ -17,7 +17,6 @@ from random import Random
 from sollol_proxy.core.policies.base import HostView, Plan, Planner
 from sollol_proxy.core.policies.explain import Price, Priced, RunnersUp, reason_for
 from sollol_proxy.core.policies.lone import best_host
-from sollol_proxy.core.policies.outlook import LoadPrices
 from sollol_proxy.core.policies.scene import Options, Scene, Views, best_of, idle_times, least_s
 from sollol_proxy.core.policies.slots import Wish
 from sollol_proxy.core.queue import NO_SHIFT, Shift
@@ -93,8 +92,7 @@ class CompletionTime(Planner):
         """What is kept between plans, of the memory that the scheduler gave."""
         views = self._views
         if views is None or views.memory is not self.memory:
-            prices = LoadPrices(self.options.load_price, self.options.eviction_price)
-            views = self._views = Views(self.memory, prices)
+            views = self._views = Views(self.memory, self.options.prices())
         return views
 
     def _scene(self, jobs: Sequence[Job], hosts: Sequence[HostView], now: float) -> Scene:

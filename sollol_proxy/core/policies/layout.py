@@ -169,7 +169,7 @@ class Layout:
 
         best: of other slots. None = nothing here is better.
         """
-        host, at, enough = slot.host, None, best * TIE_RATIO if best > 0 else best
+        host, at, enough = slot.host, None, _enough(best)
         own_s, base_s = wish.own_s[host], wish.age_s + wish.felt_s[host]
         price, states, ready_s = self._price, slot.states, slot.ready_s
         for index in _places(slot, wish, token):
@@ -186,8 +186,7 @@ class Layout:
                 step = slot.step(held, token)
                 growth = self._growth_with_load(slot, wish, index, step, best)
             if growth < enough:
-                best, at = growth, index
-                enough = growth * TIE_RATIO if growth > 0 else growth
+                best, enough, at = growth, _enough(growth), index
         return best, at
 
     def _growth_with_load(

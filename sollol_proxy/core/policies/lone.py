@@ -92,7 +92,8 @@ def best_host(
         ids, _ = survey.promising(rates, few, prompt=work[0], tokens=work[1])
         looked_at = [host for host in hosts if host.spec.id in ids]
     rows = rates.rows(looked_at)
-    places = _places(views, job, moment, looked_at, rows, work, turns, options.wait_price)
+    wait_price = moment.waiting(views.prices)
+    places = _places(views, job, moment, looked_at, rows, work, turns, wait_price)
     if not places:
         return None
     chosen = _chosen(places, max(now - job.arrived_s, 0.0), options.power)

@@ -17,55 +17,77 @@ from sollol_proxy.core.types import HostState, Job, JobKind
 CROWDED = 0.8
 """Jobs a slot from which on a load counts in full."""
 
+HALF_FULL = 0.5
+"""Jobs a host from which on waiting counts more than in an idle pool."""
+
 PRICED_S = 2.0
 """How long the price of an eviction is kept, and what it takes to be taken for granted: the demand
 that it rests on decays within a minute."""
 
 
-class LoadPrices(NamedTuple):
-    """What a second of a load counts, and a second of loading again what it pushes out.
+class Prices(NamedTuple):
+    """What seconds count that are none of work; see `scene.Options`.
 
-    load: in a crowded pool. While a host loads it serves nobody, which costs the others the more
-    the more there are of them: see `of_load`.
+    wait, full_wait: before a job's turn, in an idle pool and where there is a job for every host:
+    who waits for a fast host takes it from whoever comes next, and the more there are, the likelier
+    does somebody come. load: in a crowded pool. While a host loads it serves nobody, which costs
+    the others the more the more there are of them, and the more the dearer waiting is. eviction: of
+    loading again what a load pushes out.
     """
 
+    wait: float
+    full_wait: float
     load: float
     eviction: float
 
-    def of_load(self, crowd: float) -> float:
-        """A second of a load in a pool with so many jobs a slot; 1 = only its own job waits."""
-        return 1.0 + (self.load - 1.0) * min(crowd / CROWDED, 1.0)
+    def of_waiting(self, jobs_a_host: float) -> float:
+        """A second of waiting where there are so many jobs for each host, running or waiting."""
+        share = min(max(jobs_a_host - HALF_FULL, 0.0) / (1 - HALF_FULL), 1.0)
+        return self.wait + (self.full_wait - self.wait) * share
+
+    def of_load(self, crowd: float, waiting: float) -> float:
+        """A second of a load in a pool with so many jobs a slot; 1 = only its own job waits.
+
+        waiting: price of a second of waiting then.
+        """
+        price = 1.0 + (self.load - 1.0) * min(crowd / CROWDED, 1.0)
+        return price * (waiting / self.wait) if self.wait > 0 else price
 
 
 class Moment:
     """The moment of a plan. hosts: all that it may use. waiting: jobs that it is made for."""
 
-    __slots__ = ("_blocking", "_crowd", "_holders", "_hosts", "_waiting", "now")
+    __slots__ = ("_holders", "_hosts", "_jobs", "_loading", "_slots", "_waiting", "now")
 
     def __init__(self, hosts: Sequence[HostView], now: float, waiting: int = 1) -> None:
         self.now = now
         self._hosts = hosts
         self._waiting = waiting
-        self._crowd: float | None = None
-        self._blocking: float | None = None
+        self._jobs: int | None = None
+        self._slots = 0
+        self._loading: float | None = None
         self._holders: dict[str, int] | None = None
 
     @property
     def crowd(self) -> float:
         """Jobs a slot: those in flight, and those that wait."""
-        if self._crowd is None:
-            jobs, slots = self._waiting, 0
-            for host in self._hosts:
-                jobs += host.in_flight
-                slots += host.concurrency
-            self._crowd = jobs / max(slots, 1)
-        return self._crowd
+        jobs = self._count()
+        return jobs / max(self._slots, 1)
 
-    def blocking(self, prices: LoadPrices) -> float:
-        """What a second of a load counts beside itself."""
-        if self._blocking is None:
-            self._blocking = prices.of_load(self.crowd) - 1
-        return self._blocking
+    @property
+    def jobs_a_host(self) -> float:
+        """Those in flight, and those that wait."""
+        return self._count() / max(len(self._hosts), 1)
+
+    def waiting(self, prices: Prices) -> float:
+        """What a second of waiting counts."""
+        return prices.of_waiting(self.jobs_a_host)
+
+    def loading(self, prices: Prices) -> float:
+        """What a second of a load counts."""
+        if self._loading is None:
+            self._loading = prices.of_load(self.crowd, self.waiting(prices))
+        return self._loading
 
     def holders(self, model: str) -> int:
         """How many hosts have a model in memory."""
@@ -75,6 +97,14 @@ class Moment:
                 for name in host.resident:
                     self._holders[name] = self._holders.get(name, 0) + 1
         return self._holders.get(model, 0)
+
+    def _count(self) -> int:
+        if self._jobs is None:
+            self._jobs = self._waiting
+            for host in self._hosts:
+                self._jobs += host.in_flight
+                self._slots += host.concurrency
+        return self._jobs
 
 
 class _Way(NamedTuple):
@@ -99,7 +129,7 @@ class HostOutlook:
     takes a job like an idle one.
     """
 
-    def __init__(self, view: HostView, memory: Memory, prices: LoadPrices) -> None:
+    def __init__(self, view: HostView, memory: Memory, prices: Prices) -> None:
         self.view = view
         self.is_on_trial = False
         self.is_side = False
@@ -259,7 +289,7 @@ class HostOutlook:
                     drain_s = busy_s[name]
         price_s = eviction_s
         if its_s:
-            price_s += self._moment.blocking(self._prices) * its_s
+            price_s += (self._moment.loading(self._prices) - 1) * its_s
         return Step(after, loading_s, price_s, drain_s, eviction_s)
 
     def _make_way(self, held: Held, token: str) -> _Way:

@@ -12,7 +12,7 @@ from sollol_proxy.core.policies.base import Hold, HostView
 from sollol_proxy.core.policies.explain import Price, price_on
 from sollol_proxy.core.policies.lanes import LaneBook, LaneRates, Row, lane_key
 from sollol_proxy.core.policies.layout import Layout
-from sollol_proxy.core.policies.outlook import HostOutlook, LoadPrices, Moment
+from sollol_proxy.core.policies.outlook import HostOutlook, Moment, Prices
 from sollol_proxy.core.policies.slots import Slot, Wish
 from sollol_proxy.core.policies.standing import Standing, before_s
 from sollol_proxy.core.predict import output_tokens, phases, work_of
@@ -34,10 +34,13 @@ class Options:
     wait_price: of a second of waiting against one of work, because a job that waits for a fast
         host takes it from whoever comes next; 1.5 to 4 serve, at face value (1) everybody
         queues for the fast host, and the slow ones idle when the pool is nearly full.
+    full_wait_price: the same where there is a job for every host, see `Prices`. The more there
+        are, the likelier is it that somebody comes next: 1.75 throughout costs uniform traffic 5 to
+        10 % of the mean near full load, 3 throughout a third of its P95 in an idle pool.
     power: of a job's seconds in the sum; above 1 a long wait of one outweighs short ones of many.
         1 to 1.7 serve.
     load_price: of a second of loading, during which the host serves nobody, in a crowded pool; at
-        face value (1) in an empty one, see `LoadPrices`. 4 at any time costs six models on eight
+        face value (1) in an empty one, see `Prices`. 4 at any time costs six models on eight
         hosts 3 to 5 % of the mean at a third of the load, 2 at any time 6 % near full load.
     eviction_price: of a second of loading again what a load pushes out.
     priority_weight: of a job against one a priority lower; 1.5 to 3 serve, 1 puts long urgent
@@ -49,6 +52,7 @@ class Options:
     boost_s: float = 300.0
     boost_across_s: float = 40.0
     wait_price: float = 1.75
+    full_wait_price: float = 3.0
     load_price: float = 5.0
     eviction_price: float = 2.0
     power: float = 1.2
@@ -56,11 +60,15 @@ class Options:
     large_pool: int = 50
     looked_at_hosts: int = 4
 
+    def prices(self) -> Prices:
+        """Of what is no work."""
+        return Prices(self.wait_price, self.full_wait_price, self.load_price, self.eviction_price)
+
 
 class Views:
     """What is kept of hosts and lanes between plans."""
 
-    def __init__(self, memory: Memory, prices: LoadPrices) -> None:
+    def __init__(self, memory: Memory, prices: Prices) -> None:
         self.memory = memory
         self._life = memory.life
         self.lanes = LaneBook(memory)
@@ -170,7 +178,7 @@ class Scene:
         self._lanes: list[Standing] = []
         """Of each job."""
         self.wishes = self._wishes(options.priority_weight, now)
-        self._layout = Layout(options.wait_price, options.power)
+        self._layout = Layout(moment.waiting(views.prices), options.power)
         self._taken: dict[int, dict[str, int]] = {}
         self._started: set[int] = set()
         self._given: dict[int, list[Wish]] = {}
@@ -308,7 +316,7 @@ class Scene:
                 age_s = 0.0
             if lane is None:
                 rows = self._rows(job, rates)
-                load_price = self._prices.of_load(self._moment.crowd)
+                load_price = self._moment.loading(self._prices)
                 lane = Standing(self._memory, job, rows, self.hosts, self._slots, load_price)
                 seen[rates] = lane
                 wish = lane.wish(order, job, weight, age_s)

@@ -17,7 +17,7 @@ from sollol_proxy.core.hosts import HostEntry
 from sollol_proxy.core.memory import Memory
 from sollol_proxy.core.policies.completion_time import CompletionTime
 from sollol_proxy.core.policies.lanes import MAX_LANES, LaneBook, lane_key
-from sollol_proxy.core.policies.outlook import PRICED_S, HostOutlook, LoadPrices, Moment
+from sollol_proxy.core.policies.outlook import PRICED_S, HostOutlook, Moment, Prices
 from sollol_proxy.core.policies.scene import Views
 from sollol_proxy.core.predict import load_s, size_bytes, soonest_s, work_of
 from sollol_proxy.core.scheduler import Scheduler
@@ -36,7 +36,7 @@ MODELS = ("a:1", "b:1", "c:1")
 SIZES = {"a:1": 10**9, "b:1": 4 * 10**9, "c:1": 20 * 10**9}
 OPTIONS = ("", "", "num_ctx=8192")
 SLOT_KINDS = [kind for kind in JobKind if kind.takes_slot]
-PRICES = LoadPrices(4.0, 2.0)
+PRICES = Prices(1.5, 3.0, 4.0, 2.0)
 
 seeds = st.integers(0, 2**32)
 
@@ -322,7 +322,7 @@ def test_kept_outlook_equals_a_fresh_one_once_prices_are_made_anew(seed: int, ho
 def test_kept_outlook_equals_a_fresh_one_at_any_moment_but_for_what_goes(seed: int) -> None:
     """Of several models in use, that which is free first goes first: that is kept for a while."""
     history = History(seed, 1)
-    views, [host] = Views(history.memory, LoadPrices(4.0, 0.0)), history.hosts
+    views, [host] = Views(history.memory, Prices(1.5, 3.0, 4.0, 0.0)), history.hosts
     for _ in range(150):
         history.step(history.rng.expovariate(4.0))
         moment = Moment(history.hosts, history.now)

@@ -13,7 +13,7 @@ from sollol_proxy.core.hosts import HostEntry
 from sollol_proxy.core.memory import Memory
 from sollol_proxy.core.policies.explain import Price, price_on
 from sollol_proxy.core.policies.lanes import LaneBook
-from sollol_proxy.core.policies.outlook import CROWDED, PRICED_S, HostOutlook, LoadPrices, Moment
+from sollol_proxy.core.policies.outlook import CROWDED, PRICED_S, HostOutlook, Moment, Prices
 from sollol_proxy.core.policies.scene import Options, Scene, Views
 from sollol_proxy.core.policies.slots import Step
 from sollol_proxy.core.predict import load_s
@@ -31,7 +31,7 @@ from tests.core.planning import (
     templates,
 )
 
-PRICES = LoadPrices(4.0, 2.0)
+PRICES = Prices(wait=1.5, full_wait=3.0, load=4.0, eviction=2.0)
 LENGTH_TOKENS = 128.0
 """What an answer is expected to take as long as none was seen."""
 
@@ -46,9 +46,11 @@ def outlook(host: HostEntry, *others: HostEntry) -> HostOutlook:
     return seen
 
 
-def crowd(*hosts: HostEntry) -> float:
-    """Jobs a slot at `NOW`, with the one that is planned."""
-    return (1 + sum(host.in_flight for host in hosts)) / sum(host.concurrency for host in hosts)
+def load_price(*hosts: HostEntry) -> float:
+    """Of a second of a load at `NOW`, for the jobs in flight and the one that is planned."""
+    jobs = 1 + sum(host.in_flight for host in hosts)
+    crowd = jobs / sum(host.concurrency for host in hosts)
+    return PRICES.of_load(crowd, PRICES.of_waiting(jobs / len(hosts)))
 
 
 def price(host: HostEntry, asked: Job) -> Price:
@@ -95,7 +97,7 @@ def test_step_brings_the_runner_in_within_the_bound_on_models_whatever_the_order
     loading_s = max((seen.loading_s(model) for model in MODELS), default=0.0)
     assert step.load_s == pytest.approx(load_s(host, token) + loading_s)
     blocking_s = step.price_s - step.eviction_s
-    assert blocking_s == pytest.approx((PRICES.of_load(crowd(host)) - 1) * load_s(host, token))
+    assert blocking_s == pytest.approx((load_price(host) - 1) * load_s(host, token))
     assert step.eviction_s >= 0
     gone = set(held) - set(step.held)
     assert step.drain_s <= max(seen.ends_s, default=0.0)
@@ -107,10 +109,24 @@ def test_step_brings_the_runner_in_within_the_bound_on_models_whatever_the_order
 
 
 def test_load_counts_once_in_an_empty_pool_and_in_full_in_a_crowded_one() -> None:
-    prices = [PRICES.of_load(jobs * CROWDED / 8) for jobs in range(17)]
+    prices = [PRICES.of_load(jobs * CROWDED / 8, PRICES.wait) for jobs in range(17)]
     assert prices[0] == 1
     assert all(before < after for before, after in pairwise(prices[:9]))
     assert set(prices[8:]) == {PRICES.load}
+
+
+def test_waiting_counts_more_from_half_a_job_a_host_on_and_in_full_from_one() -> None:
+    prices = [PRICES.of_waiting(jobs / 16) for jobs in range(33)]
+    assert set(prices[:9]) == {PRICES.wait}
+    assert all(before < after for before, after in pairwise(prices[8:17]))
+    assert set(prices[16:]) == {PRICES.full_wait}
+
+
+@given(crowd=st.floats(0.0, 3.0), waiting=st.floats(0.1, 10.0))
+def test_load_is_the_dearer_the_dearer_waiting_is(crowd: float, waiting: float) -> None:
+    plain = PRICES.of_load(crowd, PRICES.wait)
+    assert PRICES.of_load(crowd, waiting) == pytest.approx(plain * waiting / PRICES.wait)
+    assert PRICES._replace(wait=0.0).of_load(crowd, waiting) == plain
 
 
 @some
@@ -119,7 +135,11 @@ def test_crowd_is_what_runs_and_waits_for_each_slot(busy: int, waiting: int) -> 
     memory, idle = Memory(), Row(slots=2)
     works = replace(idle, running=(("a:1", JobKind.GENERATE, 3.0),))
     hosts = [host_of(f"h{n}", works if n < busy else idle, memory) for n in range(4)]
-    assert Moment(hosts, NOW, waiting).crowd == (busy + waiting) / 8
+    moment = Moment(hosts, NOW, waiting)
+    assert moment.crowd == (busy + waiting) / 8
+    assert moment.jobs_a_host == (busy + waiting) / 4
+    assert moment.waiting(PRICES) == PRICES.of_waiting((busy + waiting) / 4)
+    assert moment.loading(PRICES) == PRICES.of_load(moment.crowd, moment.waiting(PRICES))
 
 
 @some
@@ -137,7 +157,7 @@ def test_eviction_is_priced_by_what_will_be_asked_for_again(
     again = min(1.0, wanted / holders)
     assert step.held == ("b:1",)
     assert step.eviction_s == pytest.approx(PRICES.eviction * again * load_s(host, "a:1"))
-    blocking_s = (PRICES.of_load(crowd(host, *others)) - 1) * load_s(host, "b:1")
+    blocking_s = (load_price(host, *others) - 1) * load_s(host, "b:1")
     assert step.price_s == pytest.approx(blocking_s + step.eviction_s)
 
 
@@ -199,7 +219,7 @@ def test_layout_and_explanation_say_the_same_seconds(pool: list[Row], asked: Job
             assert own_s == pytest.approx(told.own_s)
         else:
             assert wish.loads_s[index] == pytest.approx(
-                PRICES.of_load(crowd(*hosts)) * load_s(seen.view, asked.model)
+                load_price(*hosts) * load_s(seen.view, asked.model)
             )
             step = seen.step(seen.held, wish.tokens[index])
             assert told.load_s == pytest.approx(step.load_s)
@@ -274,7 +294,7 @@ def test_price_can_be_worked_out_by_hand(
     matched = 0 if loads else known.prefix_tokens[0]
     prefill, decode = speed
     assert told.wait_s == 0
-    assert told.blocking_s == pytest.approx((PRICES.of_load(crowd(host)) - 1) * told.load_s)
+    assert told.blocking_s == pytest.approx((load_price(host) - 1) * told.load_s)
     assert told.eviction_s == 0
     assert told.load_s == (pytest.approx(7.0) if loads else 0)
     assert told.prefill_s == pytest.approx(max(prompt - matched, 1) / prefill * slowed)
