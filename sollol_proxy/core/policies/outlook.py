@@ -17,8 +17,8 @@ from sollol_proxy.core.types import HostState, Job, JobKind
 CROWDED = 0.8
 """Jobs a slot from which on a load counts in full."""
 
-HALF_FULL = 0.5
-"""Jobs a host from which on waiting counts more than in an idle pool."""
+BUSY, FULL = 1.0, 2.0
+"""Jobs a host from which on waiting counts more than in an idle pool, and in full."""
 
 PRICED_S = 2.0
 """How long the price of an eviction is kept, and what it takes to be taken for granted: the demand
@@ -28,11 +28,12 @@ that it rests on decays within a minute."""
 class Prices(NamedTuple):
     """What seconds count that are none of work; see `scene.Options`.
 
-    wait, full_wait: before a job's turn, in an idle pool and where there is a job for every host:
-    who waits for a fast host takes it from whoever comes next, and the more there are, the likelier
-    does somebody come. load: in a crowded pool. While a host loads it serves nobody, which costs
-    the others the more the more there are of them, and the more the dearer waiting is. eviction: of
-    loading again what a load pushes out.
+    wait, full_wait: before a job's turn, where there is no more than a job for every host, and
+    where there are two. Who waits for a fast host takes it from whoever comes next, and the more
+    there are, the likelier does somebody come.
+    load: in a crowded pool. While a host loads it serves nobody, which costs the others the more
+    the more there are of them, and the more the dearer waiting is.
+    eviction: of loading again what a load pushes out.
     """
 
     wait: float
@@ -42,7 +43,7 @@ class Prices(NamedTuple):
 
     def of_waiting(self, jobs_a_host: float) -> float:
         """A second of waiting where there are so many jobs for each host, running or waiting."""
-        share = min(max(jobs_a_host - HALF_FULL, 0.0) / (1 - HALF_FULL), 1.0)
+        share = min(max(jobs_a_host - BUSY, 0.0) / (FULL - BUSY), 1.0)
         return self.wait + (self.full_wait - self.wait) * share
 
     def of_load(self, crowd: float, waiting: float) -> float:

@@ -34,9 +34,10 @@ class Options:
     wait_price: of a second of waiting against one of work, because a job that waits for a fast
         host takes it from whoever comes next; 1.5 to 4 serve, at face value (1) everybody
         queues for the fast host, and the slow ones idle when the pool is nearly full.
-    full_wait_price: the same where there is a job for every host, see `Prices`. The more there
-        are, the likelier is it that somebody comes next: 1.75 throughout costs uniform traffic 5 to
-        10 % of the mean near full load, 3 throughout a third of its P95 in an idle pool.
+    full_wait_price: the same where there are two jobs for every host, see `Prices`. The more there
+        are, the likelier is it that somebody comes next: 1.75 throughout costs uniform traffic on
+        hosts of four slots 10 % of the mean near full load, and mixed traffic 5; from half a job a
+        host on, one-slot hosts lose 2 to 3 % at half the load.
     power: of a job's seconds in the sum; above 1 a long wait of one outweighs short ones of many.
         1 to 1.7 serve.
     load_price: of a second of loading, during which the host serves nobody, in a crowded pool; at

@@ -115,8 +115,8 @@ def test_load_counts_once_in_an_empty_pool_and_in_full_in_a_crowded_one() -> Non
     assert set(prices[8:]) == {PRICES.load}
 
 
-def test_waiting_counts_more_from_half_a_job_a_host_on_and_in_full_from_one() -> None:
-    prices = [PRICES.of_waiting(jobs / 16) for jobs in range(33)]
+def test_waiting_counts_more_from_a_job_a_host_on_and_in_full_from_two() -> None:
+    prices = [PRICES.of_waiting(jobs / 8) for jobs in range(33)]
     assert set(prices[:9]) == {PRICES.wait}
     assert all(before < after for before, after in pairwise(prices[8:17]))
     assert set(prices[16:]) == {PRICES.full_wait}
@@ -130,7 +130,7 @@ def test_load_is_the_dearer_the_dearer_waiting_is(crowd: float, waiting: float) 
 
 
 @some
-@given(busy=st.integers(0, 4), waiting=st.integers(1, 6))
+@given(busy=st.integers(0, 4), waiting=st.integers(1, 9))
 def test_crowd_is_what_runs_and_waits_for_each_slot(busy: int, waiting: int) -> None:
     memory, idle = Memory(), Row(slots=2)
     works = replace(idle, running=(("a:1", JobKind.GENERATE, 3.0),))
