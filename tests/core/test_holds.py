@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from math import inf, nan
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,6 +33,14 @@ def test_hold_lasts_as_long_as_the_job_would_need_and_never_longer_than_the_most
     holds = Holds()
     holds.begin(LANE, "a", idle_s, now)
     assert holds.bound_s(LANE, "a") == now + min(idle_s, MAX_HOLD_S)
+
+
+@pytest.mark.parametrize("idle_s", [nan, -inf, -1.0])
+def test_time_that_is_none_holds_nobody(idle_s: float) -> None:
+    holds = Holds()
+    holds.begin(LANE, "a", idle_s, 7.0)
+    assert (holds.due(LANE, 7.0), holds.next_bound_s()) == (["a"], 7.0)
+    assert not holds.put_off(LANE, "a", idle_s, 7.0)
 
 
 @few
