@@ -57,7 +57,7 @@ class Holds:
         """
         held = self._by_lane[lane]
         begun_s = held[job_id].begun_s
-        if begun_s + _longest_s(idle_s) <= now:
+        if begun_s + longest_s(idle_s) <= now:
             return False
         self._set(lane, held, job_id, begun_s, idle_s)
         return True
@@ -94,7 +94,7 @@ class Holds:
     def _set(
         self, lane: Lane, held: dict[str, _Held], job_id: str, begun_s: float, idle_s: float
     ) -> None:
-        bound_s = begun_s + _longest_s(idle_s)
+        bound_s = begun_s + longest_s(idle_s)
         held[job_id] = _Held(begun_s, bound_s)
         heappush(self._bounds.setdefault(lane, []), (bound_s, job_id))
 
@@ -106,6 +106,6 @@ class Holds:
         return bounds[0][0]
 
 
-def _longest_s(idle_s: float) -> float:
+def longest_s(idle_s: float) -> float:
     """How long a job may be held; no time where a planner says something that is none."""
     return min(idle_s, MAX_HOLD_S) if idle_s > 0 else 0.0

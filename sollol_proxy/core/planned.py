@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import isfinite
 
-from sollol_proxy.core.holds import MAX_HOLD_S, Holds
+from sollol_proxy.core.holds import Holds, longest_s
 from sollol_proxy.core.hosts import HostEntry
 from sollol_proxy.core.policies.base import Hold, Plan, Planner
 from sollol_proxy.core.queue import (
@@ -137,7 +137,7 @@ class Planned:
     def put_off(self, lane: Lane, job_id: str, free: Sequence[HostEntry], now: float) -> bool:
         """Whether a job is held beyond its bound, since all that is free now is worse than that."""
         job = self._queue.get(job_id)
-        free = [host for host in free if job is not None and _is_free_for(job, host)]
+        free = free_for(job, free) if job is not None else []
         if job is None or not free:
             return False
         [idle_s] = self._idle_times([job], free, now)
@@ -150,21 +150,23 @@ class Planned:
 
         A plan is made anew at each moment, and what is best for all may be to let the same job
         wait each time. So once somebody behind it was given a host it could have had, it waits for
-        as long as it would need there and one level of ageing more, to leave runs of one model
-        whole (measured: without that, many models on few hosts lose a tenth).
+        one level of ageing, to leave runs of one model whole (measured: without that, many models
+        on few hosts lose a tenth), and for as long as it would need on the host it gets then.
         """
         taken = {decision.host_id for decision in plan.decisions}
         if not taken or any(decision.job_id == first.id for decision in plan.decisions):
             return False
-        bound_s = self._passed_s.get(first.id)
-        if bound_s is None:
-            free = [host for host in free_for(first, hosts) if host.spec.id in taken]
-            if not free:
-                return False
-            [idle_s] = self._idle_times([first], free, now)
-            bound_s = now + min(idle_s, MAX_HOLD_S) + self._queue.ageing_s
-            self._passed_s[first.id] = bound_s
-        return bound_s <= now
+        begun_s = self._passed_s.get(first.id)
+        if begun_s is None:
+            if any(host.spec.id in taken for host in free_for(first, hosts)):
+                self._passed_s[first.id] = now
+            return False
+        waited_s = now - begun_s - self._queue.ageing_s
+        free = free_for(first, hosts) if waited_s >= 0 else []
+        if not free:
+            return False
+        [idle_s] = self._idle_times([first], free, now)
+        return waited_s >= longest_s(idle_s)
 
     def place(self, job: Job, free: Sequence[HostEntry], now: float) -> Decision | None:
         """Where a job goes that has been held to its bound; None = the planner does not know."""

@@ -350,6 +350,23 @@ def test_job_at_its_bound_is_held_on_while_all_that_is_free_would_take_longer(
     assert pool.plan_faults == 0
 
 
+@pytest.mark.parametrize(("needs_s", "goes_s"), [(0.0, 60.0), (50.0, 110.0), (1e6, 360.0)])
+def test_first_that_is_passed_over_waits_for_a_level_and_as_long_as_it_would_need_now(
+    needs_s: float, goes_s: float
+) -> None:
+    first, other, host = job("first"), job("other"), entry(spec("a"))
+    planner = Told()
+    planned = Planned(planner, queue_of(first, other))
+    plan = Plan([Decision(other.id, "a", "told", Cost(1.0), "the other")])
+    planner.times = [1.0]
+    assert not planned.is_passed_over(first, plan, [host], 0.0)
+    planner.times = [needs_s]
+    assert not planned.is_passed_over(first, plan, [host], goes_s - 1e-3)
+    assert planned.is_passed_over(first, plan, [host], goes_s)
+    assert not planned.is_passed_over(first, Plan(), [host], goes_s)
+    assert not planned.is_passed_over(first, plan, [], goes_s)
+
+
 def test_jobs_beyond_those_looked_at_are_held_and_let_go_as_well() -> None:
     made = Told()
     made.holds = tuple(hold_of(f"j{number}", 4.0) for number in range(LOOKED_AT))

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from sollol_proxy.core.memory import Memory
 from sollol_proxy.core.policies.base import HostView
-from sollol_proxy.core.predict import size_bytes, slow_down, slow_down_after, soonest_s
+from sollol_proxy.core.predict import load_s, size_bytes, slow_down, slow_down_after, soonest_s
 from sollol_proxy.core.types import HostState, Job
 
 SEPARATOR = "\n"
@@ -126,14 +126,13 @@ class LaneRates:
         in_flight, harm = view.in_flight, 0.0
         if joins and in_flight:
             harm = (in_flight - view.in_flight_by_model.get(model, 0)) / slowed
-        size = size_bytes(view, model)
-        prefill, decode = self._memory.pace(view.spec.id, model, size)
+        prefill, decode = self._memory.pace(view.spec.id, model, size_bytes(view, model))
         return Row(
             token,
             1 / prefill,
             1 / decode,
             slowed,
-            view.known.speeds.load_s(model, size) if needs_load else 0.0,
+            load_s(view, model) if needs_load else 0.0,
             harm,
             in_flight < view.concurrency
             and not view.loading

@@ -92,8 +92,7 @@ def best_host(
         ids, _ = survey.promising(rates, few, prompt=work[0], tokens=work[1])
         looked_at = [host for host in hosts if host.spec.id in ids]
     rows = rates.rows(looked_at)
-    wait_price = moment.waiting(views.prices)
-    places = _places(views, job, moment, looked_at, rows, work, turns, wait_price)
+    places = _places(views, job, moment, looked_at, rows, work, turns)
     if not places:
         return None
     chosen = _chosen(places, max(now - job.arrived_s, 0.0), options.power)
@@ -116,7 +115,6 @@ def _places(
     rows: Sequence[Row | None],
     work: tuple[float, float],
     turns: Mapping[str, int],
-    wait_price: float,
 ) -> list[_Place] | None:
     """The hosts that the job may go to; None where only a plan can tell.
 
@@ -151,7 +149,10 @@ def _places(
                 alone_s + free_s,
                 turns.get(host_id, 0),
                 host_id,
-                felt_s + (load_s + price_s) + wait_price * begins_s,
+                # A second of waiting has no price where nobody waits: the hosts are not counted.
+                felt_s
+                + (load_s + price_s)
+                + (moment.waiting(views.prices) * begins_s if begins_s else 0.0),
                 begins_s,
                 alone_s,
                 not loads_s,
